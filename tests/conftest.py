@@ -1,0 +1,18 @@
+"""Fixtures of the whole suite."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("MUJOCO_GL", "disabled")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small tensors are fastest on one thread, and two test processes then do not disturb each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

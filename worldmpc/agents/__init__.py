@@ -1,0 +1,1 @@
+"""Agents: which parts, which losses, which optimiser groups."""

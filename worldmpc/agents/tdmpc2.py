@@ -1,0 +1,148 @@
+"""TD-MPC2 (Hansen, Su, Wang 2024, "TD-MPC2: Scalable, Robust World Models for Continuous Control")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldmpc import losses
+from worldmpc.config import ConfigError, RunConfig, discount_from_episode_length
+from worldmpc.functional import GroupOptimizer, maybe_compile
+from worldmpc.models.world_model import WorldModel
+from worldmpc.noise import NoiseSpec, NoiseStream
+from worldmpc.planners.sampling import MPPI
+from worldmpc.types import ActOutput, Batch, Carry, EnvSpec, LossTerm, Metrics, Mode, Noise
+
+
+class TDMPC2:
+    """Plans with MPPI in the latent space of a world model that it learns from replayed windows.
+
+    Args:
+        config: the run's configuration.
+        spec: what the environments said about themselves.
+        device: where to act and learn.
+        total_updates: length of the learning-rate schedule.
+
+    Raises:
+        ConfigError: observations that the encoder does not support.
+    """
+
+    def __init__(self, config: RunConfig, spec: EnvSpec, device: torch.device | str = "cpu", total_updates: int = 1) -> None:
+        if len(spec.obs_shape) != 1:
+            raise ConfigError(f"task: observations of shape {list(spec.obs_shape)} are not supported, only vectors")
+        self.config, self.spec, self.device = config, spec, torch.device(device)
+        self.discount = discount_from_episode_length(spec.episode_length) if config.env.discount is None else config.env.discount
+        self.terminates = config.model.termination == "on" or (config.model.termination == "auto" and spec.can_terminate)
+        self.model = WorldModel(config.model, spec.obs_shape[0], spec.action_dim, terminates=self.terminates, seed=config.seed)
+        self.model.to(self.device)
+        self.planner = MPPI(config.planner, spec.action_dim, self.discount, self.model.num_q)
+        self.terms: dict[str, LossTerm] = {"consistency": losses.consistency, "reward": losses.reward, "value": losses.value}
+        self.weights = {"consistency": config.loss.consistency_coef, "reward": config.loss.reward_coef, "value": config.loss.value_coef}
+        groups = {"encoder.": config.optim.enc_lr_scale, "dynamics.": 1.0, "reward.": 1.0, "q.": 1.0}
+        if self.terminates:
+            self.terms["termination"], self.weights["termination"] = losses.termination, config.loss.termination_coef
+            groups["termination."] = 1.0
+        self.model_optimizer = GroupOptimizer(self.model, groups, config.optim, total_updates=total_updates)
+        self.policy_optimizer = GroupOptimizer(self.model, {"pi.": 1.0}, config.optim, eps=1e-5, total_updates=total_updates)
+        self.scale = torch.ones((), device=self.device)
+        self.updates = 0
+        self.skipped = torch.zeros((), device=self.device)
+        self.streams = {name: NoiseStream(config.seed, name, device=self.device) for name in ("explore", "eval", "update")}
+        self._model_loss = maybe_compile(self.model_loss, config.compile)
+        self._policy_loss = maybe_compile(self.policy_loss, config.compile)
+        self._plan = maybe_compile(self.planner.plan, config.compile)
+
+    def init_carry(self, num_envs: int) -> Carry:
+        """Return the carry of ``num_envs`` fresh episodes."""
+        return Carry(self.planner.init(num_envs, self.device))
+
+    @torch.no_grad()
+    def act(self, carry: Carry, obs: Tensor, mode: Mode) -> ActOutput:
+        """Choose actions: [E, O] -> [E, A] in [-1, 1]; ``mode`` is explore, eval, or prior (the policy's mean)."""
+        z = self.model.encode(obs.to(self.device))
+        stream = self.streams["explore" if mode == "explore" else "eval"]
+        if mode == "prior" or not self.config.planner.mpc:
+            eps = stream.draw({"eps": NoiseSpec("normal", (len(obs), self.spec.action_dim))})["eps"]
+            action = self.model.propose(z, eps if mode == "explore" else torch.zeros_like(eps))
+            return ActOutput(action, carry, {}, {})
+        noise = stream.draw(self.planner.noise_specs(len(obs)))
+        plan = self._plan(self.model, z, carry.plan, noise, mode == "explore")
+        extras = {"plan_mean": plan.mean[:, 0], "plan_std": plan.std[:, 0], "plan_value": plan.value}
+        return ActOutput(plan.action, Carry(plan.state), extras, plan.metrics)
+
+    def update(self, batch: Batch) -> Metrics:
+        """Do one published update: world model, then policy, then slow critics."""
+        return self.update_with_noise(batch, self.streams["update"].draw(self.noise_specs(batch.reward.shape[0], batch.reward.shape[1])))
+
+    def noise_specs(self, length: int, batch_size: int) -> dict[str, NoiseSpec]:
+        """Declare the noise of one update on a batch of ``length`` steps."""
+        dim, num_q, rate = self.spec.action_dim, self.model.num_q, self.config.model.dropout
+        specs = {
+            "td_policy": NoiseSpec("normal", (length, batch_size, dim)),
+            "td_critics": NoiseSpec("subset", (2,), num_q),
+            "pi_policy": NoiseSpec("normal", (length + 1, batch_size, dim)),
+            "pi_critics": NoiseSpec("subset", (2,), num_q),
+        }
+        if rate:
+            specs["q_keep"] = NoiseSpec("keep", (num_q, length, batch_size, self.model.hidden_dim), rate)
+            specs["pi_keep"] = NoiseSpec("keep", (2, length + 1, batch_size, self.model.hidden_dim), rate)
+        return specs
+
+    def update_with_noise(self, batch: Batch, noise: Noise) -> Metrics:
+        """Do one update with given noise. A loss that is not finite, or above ``train.max_loss``, leaves everything as it was."""
+        loss, zs, metrics = self._model_loss(batch, noise)
+        skip = self._diverged(loss)
+        metrics["grad_norm"] = self.model_optimizer.step(self.model_optimizer.gradients(loss), self.updates, skip)
+        mask = torch.cat((torch.ones_like(batch.mask[:1]), batch.mask))
+        loss, policy_metrics = self._policy_loss(zs, mask, noise)
+        skip = torch.maximum(skip, self._diverged(loss))
+        policy_metrics["pi_grad_norm"] = self.policy_optimizer.step(self.policy_optimizer.gradients(loss), self.updates, skip)
+        self.scale = torch.where(skip > 0, self.scale, policy_metrics["pi_scale"])
+        self.model.update_target(self.config.loss.tau)
+        self.updates += 1
+        self.skipped = self.skipped + skip
+        return metrics | policy_metrics | {"pi_loss": loss.detach(), "skipped_updates": self.skipped}
+
+    def model_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor, Metrics]:
+        """Return the world model's loss [], the imagined latents [T+1, B, Z] without gradient, and metrics."""
+        rollout = losses.roll(self.model, batch, self.discount, self.config.loss.rho, noise)
+        loss, metrics = losses.weighted_sum(self.terms, self.weights, self.model, rollout, batch, noise)
+        return loss, rollout.zs.detach(), metrics
+
+    def policy_loss(self, zs: Tensor, mask: Tensor, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Return the policy's loss [] and metrics."""
+        config = self.config.loss
+        return losses.max_q_policy(self.model, zs, mask, self.scale, config.rho, config.entropy_coef, config.tau, noise)
+
+    def reset_eval_noise(self, *index: int) -> None:
+        """Start the evaluation stream anew, so that evaluations neither depend on nor disturb anything else."""
+        self.streams["eval"] = NoiseStream(self.config.seed, "eval", *index, device=self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return parameters, optimisers, running scale, counter and random streams."""
+        return {
+            "model": dict(self.model.state_dict()),
+            "model_optimizer": self.model_optimizer.state_dict(),
+            "policy_optimizer": self.policy_optimizer.state_dict(),
+            "scale": self.scale,
+            "updates": self.updates,
+            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.model_optimizer.load_state_dict(state["model_optimizer"])
+        self.policy_optimizer.load_state_dict(state["policy_optimizer"])
+        self.scale = state["scale"].to(self.device)
+        self.updates = int(state["updates"])
+        for name, stream in self.streams.items():
+            stream.load_state_dict(state["streams"][name])
+
+    def _diverged(self, loss: Tensor) -> Tensor:
+        return (~(loss.detach().abs() < self.config.train.max_loss)).to(loss.dtype)
+
+

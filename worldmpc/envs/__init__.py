@@ -1,0 +1,179 @@
+"""Environments: from a task name, or the user's own environment, to a :class:`VecEnv`.
+
+A suite is a module with three functions: ``list_names() -> list[str]``, ``resolve(name) -> canonical name`` (ConfigError where
+unknown) and ``make(name, *, index, unlimited, render) -> SuiteEnv``. Suites are imported when first used; ``SUITES`` may be extended.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import signal
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import gymnasium
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from worldmpc.config import ConfigError, EnvConfig
+from worldmpc.envs.rendering import configure_rendering, rendering_backend
+from worldmpc.envs.vector import VecEnv, VectorEnv, episode_seed
+from worldmpc.envs.wrappers import Env, EnvError, GuardedEnv, SuiteEnv, adapt, check_spaces, own_step_limit
+from worldmpc.types import EnvSpec
+
+__all__ = [
+    "SUITES",
+    "EnvError",
+    "GuardedEnv",
+    "SuiteEnv",
+    "Task",
+    "VecEnv",
+    "canonical_task",
+    "configure_rendering",
+    "episode_seed",
+    "list_tasks",
+    "make_env",
+    "make_envs",
+    "rendering_backend",
+]
+
+SUITES: dict[str, str] = {
+    "dmc": "worldmpc.envs.dmc:make",
+    "gym": "worldmpc.envs.gym:make",
+    "toy": "worldmpc.envs.toy:make",
+}
+"""Suite -> ``module:function`` that makes its environments; the module also has ``list_names`` and ``resolve``."""
+
+Task: TypeAlias = "str | Env | Callable[[], Env] | VectorEnv"
+"""``suite/name``, an environment, a function that returns a new one, or a vector environment."""
+
+
+def canonical_task(task: str) -> str:
+    """Return the one name of a task: ``walker-walk``, ``dmc/walker_walk`` -> ``dmc/walker-walk``.
+
+    Raises:
+        ConfigError: unknown suite or task; the message has the nearest names.
+    """
+    suite, slash, name = task.partition("/")
+    if not slash:
+        suite, name = _guess_suite(task), task
+    if suite not in SUITES:
+        near = difflib.get_close_matches(suite, SUITES, n=1)
+        hint = f"did you mean {near[0]}/{name}?" if near else f"one of {', '.join(SUITES)}"
+        raise ConfigError(f"task: unknown suite '{suite}' in '{task}'; {hint}")
+    return f"{suite}/{_suite(suite).resolve(name)}"
+
+
+def list_tasks(suite: str | None = None) -> list[str]:
+    """Return the canonical names of all tasks, or of one suite.
+
+    Raises:
+        ConfigError: unknown suite.
+    """
+    if suite is not None and suite not in SUITES:
+        raise ConfigError(f"task: unknown suite '{suite}'; one of {', '.join(SUITES)}")
+    return [f"{key}/{name}" for key in ([suite] if suite else SUITES) for name in _suite(key).list_names()]
+
+
+def make_env(
+    task: str | Env | Callable[[], Env], *, seed: int = 1, config: EnvConfig | None = None, render: bool = False, index: int = 0
+) -> GuardedEnv:
+    """Make one environment in the common form: actions [A] in [-1, 1], observations [O] float32, ``env_spec`` with the facts.
+
+    ``seed`` is that of the first episode, unless ``reset`` gets one; ``index`` is the number it bears in errors.
+
+    Raises:
+        ConfigError: unknown task, missing package, or a space that is not supported.
+    """
+    config = config or EnvConfig()
+    return adapt(_make(task, config, render=render, index=index), config, seed=seed, index=index)
+
+
+def make_envs(task: Task, config: EnvConfig | None = None, *, seed: int = 1, render: bool = False) -> VecEnv:
+    """Make ``config.num_envs`` environments of a task and step them together.
+
+    Episode ``k`` of environment ``e`` has the seed ``episode_seed(seed, e, k)``. A vector environment object keeps its own
+    number of environments, time limit and seeding. With ``env.workers=async`` a function that makes environments is called in
+    the worker processes (and once more here, for the spaces), so what it counts or shares is not common to them.
+
+    Raises:
+        ConfigError: unknown task, missing package, a space that is not supported, or a configuration that does not fit the object.
+    """
+    config = config or EnvConfig()
+    if isinstance(task, gymnasium.vector.VectorEnv):
+        return _wrap_vector(task, config, seed)
+    if isinstance(task, gymnasium.Env) and (config.num_envs != 1 or config.workers != "sync"):
+        raise ConfigError("task: an environment object is one environment in this process; pass a function that makes it instead")
+    if isinstance(task, str):
+        task = canonical_task(task)
+    specs: list[EnvSpec] = []
+    functions = [_thunk(task, config, seed, index, render, specs) for index in range(config.num_envs)]
+    if config.workers == "sync":
+        vector = SyncVectorEnv(functions, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    else:
+        try:
+            vector = AsyncVectorEnv(functions, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+        except (EOFError, ConnectionError) as error:
+            raise EnvError(f"{task}: a worker process could not make its environment (its own error is above)") from error
+    return VecEnv(vector, specs[0], seed=seed, owned=True)
+
+
+def _thunk(
+    task: str | Env | Callable[[], Env], config: EnvConfig, seed: int, index: int, render: bool, specs: list[EnvSpec]
+) -> Callable[[], Env]:
+    """Return the function that makes environment ``index``, here or in a worker; made here, it leaves its spec in ``specs``."""
+    parent = os.getpid()
+
+    def build() -> Env:
+        if os.getpid() != parent:
+            # Ctrl-C reaches the whole process group; the parent decides when workers end.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        made = _make(task, config, render=render, index=index)
+        env = adapt(made, config, seed=episode_seed(seed, index, 0), index=index, in_worker=os.getpid() != parent)
+        specs.append(env.env_spec)
+        return env
+
+    return build
+
+
+def _make(task: str | Env | Callable[[], Env], config: EnvConfig, *, render: bool, index: int) -> SuiteEnv:
+    if isinstance(task, str):
+        if render:
+            configure_rendering()
+        suite, _, name = canonical_task(task).partition("/")
+        function = getattr(_suite(suite), SUITES[suite].partition(":")[2])
+        return function(name, index=index, unlimited=config.episode_length is not None, render=render)
+    env: Any = task if isinstance(task, gymnasium.Env) else task()
+    if not isinstance(env, gymnasium.Env):
+        raise ConfigError(f"task: expected the function to return a gymnasium.Env, got {type(env).__name__}")
+    return SuiteEnv(env, type(env.unwrapped).__name__, own_step_limit(env))
+
+
+def _wrap_vector(env: VectorEnv, config: EnvConfig, seed: int) -> VecEnv:
+    name = type(env.unwrapped).__name__
+    if config.num_envs not in (1, env.num_envs):
+        raise ConfigError(f"env.num_envs: the vector environment {name} has {env.num_envs} environments, got {config.num_envs}")
+    if config.action_repeat not in (None, 1) or config.episode_length is not None:
+        raise ConfigError(f"env.action_repeat, env.episode_length: cannot be changed on the vector environment {name}; wrap its environments")
+    if "autoreset_mode" not in env.metadata:
+        raise ConfigError(f"task: the vector environment {name} does not say how it resets; set its metadata['autoreset_mode']")
+    obs_shape, action_dim = check_spaces(env.single_observation_space, env.single_action_space, name)
+    length = env.spec.max_episode_steps if env.spec is not None else None
+    return VecEnv(env, EnvSpec(name, obs_shape, action_dim, length), seed=seed)
+
+
+def _suite(name: str) -> ModuleType:
+    return importlib.import_module(SUITES[name].partition(":")[0])
+
+
+def _guess_suite(name: str) -> str:
+    """Return the suite of a name without one: dmc, unless the name belongs to another."""
+    tasks = {key: _suite(key).list_names() for key in SUITES}
+    for suite in tasks:
+        if name in tasks[suite]:
+            if suite == "dmc":
+                return suite
+            raise ConfigError(f"task: unknown task '{name}'; did you mean {suite}/{name}?")
+    return "dmc"

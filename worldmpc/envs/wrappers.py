@@ -1,0 +1,256 @@
+"""From any gymnasium environment to the one form the rest of the house knows.
+
+That form is: actions in [-1, 1], float32 observations with one axis, action repeat and time limit applied, errors that name
+the task, and an :class:`~worldmpc.types.EnvSpec`. :func:`adapt` builds it out of small wrappers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from gymnasium.wrappers import TimeLimit
+
+from worldmpc.config import ConfigError, EnvConfig
+from worldmpc.types import EnvSpec
+
+Env: TypeAlias = gymnasium.Env[Any, Any]
+StepResult = tuple[Any, Any, bool, bool, dict[str, Any]]
+
+SUCCESS_KEYS = ("success", "is_success")
+FAILURE_KEY = "worldmpc_failure"
+"""Where a guard in a worker process reports an error, so that the worker lives on and can be closed in order."""
+
+
+class EnvError(RuntimeError):
+    """An environment, or the agent acting in it, did something that training cannot go on with; the message is one line."""
+
+
+@dataclass(frozen=True)
+class SuiteEnv:
+    """What a suite hands to :func:`adapt`: an environment and what is known about it."""
+
+    env: Env
+    name: str
+    step_limit: int | None
+    """The environment's own time limit in simulator steps, already enforced by ``env``."""
+    can_terminate: bool = True
+    action_repeat: int = 1
+    """The suite's default, used where the configuration names none."""
+
+
+class RescaleAction(gymnasium.ActionWrapper[Any, Any, Any]):
+    """Maps actions from [-1, 1] (clipped to it) onto the bounds of the wrapped environment."""
+
+    def __init__(self, env: Env) -> None:
+        """Wrap an environment with a bounded Box action space."""
+        super().__init__(env)
+        space = env.action_space
+        assert isinstance(space, Box)
+        dtype = space.dtype
+        self._center = ((space.high + space.low) / 2).astype(dtype)
+        self._half = ((space.high - space.low) / 2).astype(dtype)
+        self._low, self._high = space.low, space.high
+        self._plain = bool((space.low == -1).all() and (space.high == 1).all())
+        self.action_space = Box(-1.0, 1.0, space.shape, np.float32)
+
+    def action(self, action: Any) -> Any:
+        """Return the action of the wrapped environment: [A] in [-1, 1] -> [A] in its bounds."""
+        clipped = np.minimum(np.maximum(np.asarray(action, self._center.dtype), -1.0), 1.0)
+        if self._plain:
+            return clipped
+        # Rounding may step over the bound by one unit in the last place, which some environments assert on.
+        return np.minimum(np.maximum(self._center + self._half * clipped, self._low), self._high)
+
+
+class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Repeats each action, sums the rewards, and stops early at the end of an episode."""
+
+    def __init__(self, env: Env, repeat: int) -> None:
+        """Wrap an environment so that one decision is up to ``repeat`` simulator steps."""
+        super().__init__(env)
+        self._repeat = repeat
+
+    def step(self, action: Any) -> StepResult:
+        """Take one decision: the last observation, the summed reward, the last flags and info."""
+        total = 0.0
+        for _ in range(self._repeat):
+            result = self.env.step(action)
+            total += float(result[1])
+            if result[2] or result[3]:
+                break
+        obs, _, terminated, truncated, info = result
+        return obs, total, bool(terminated), bool(truncated), info
+
+
+class FloatObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Casts observations to float32, in an array of their own."""
+
+    def __init__(self, env: Env) -> None:
+        """Wrap an environment with a Box observation space of one axis."""
+        super().__init__(env)
+        space = env.observation_space
+        assert isinstance(space, Box)
+        limit = float(np.finfo(np.float32).max)
+        low, high = (np.where(np.abs(bound) > limit, np.sign(bound) * np.inf, bound) for bound in (space.low, space.high))
+        self.observation_space = Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+
+    def observation(self, observation: Any) -> Any:
+        """Return [O] as float32."""
+        return np.array(observation, np.float32)
+
+
+class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Outermost wrapper: carries the spec, names the task in every error, keeps of ``info`` only ``success``, replays episodes.
+
+    ``env_spec`` is the :class:`~worldmpc.types.EnvSpec`. The first ``reset`` without a seed uses the one given here.
+    """
+
+    def __init__(self, env: Env, spec: EnvSpec, *, seed: int | None = None, index: int = 0, in_worker: bool = False) -> None:
+        """Wrap an adapted environment; ``in_worker`` reports errors through ``info`` instead of raising them."""
+        super().__init__(env)
+        self.env_spec = spec
+        self.index = index
+        self._first_seed = seed
+        self._in_worker = in_worker
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode and return its first observation [O].
+
+        Raises:
+            EnvError: the environment raised an error.
+        """
+        seed, self._first_seed = self._first_seed if seed is None else seed, None
+        try:
+            obs, _ = self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            return self._blank_obs(), self._fail("reset", error)
+        return obs, {}
+
+    def step(self, action: Any) -> StepResult:
+        """Take one decision: [A] in [-1, 1] -> observation [O], reward, terminated, truncated, info with ``success`` at most.
+
+        Raises:
+            EnvError: the environment raised an error.
+        """
+        try:
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            kept = {"success": float(info[key]) for key in SUCCESS_KEYS if key in info}
+            return obs, float(reward), bool(terminated), bool(truncated), kept
+        except Exception as error:
+            return self._blank_obs(), 0.0, False, False, self._fail("step", error)
+
+    def render(self) -> Any:
+        """Return one frame [height, width, 3] uint8.
+
+        Raises:
+            EnvError: the environment cannot render here.
+        """
+        try:
+            return self.env.render()
+        except Exception as error:
+            raise EnvError(self._message("render", error)) from error
+
+    def replay(self, seeds: list[int], actions: list[np.ndarray]) -> np.ndarray | str:
+        """Reset with this environment's seed, take its actions again, and return the observation reached.
+
+        Both lists have one entry per environment of the vector ([steps, A] float32 each); this one picks its own by ``index``.
+        Returns the reason as text where the episode could not be played again.
+        """
+        try:
+            obs, _ = self.env.reset(seed=seeds[self.index])
+            for number, action in enumerate(actions[self.index]):
+                obs, _, terminated, truncated, _ = self.env.step(action)
+                if terminated or truncated:
+                    return f"the episode ended at decision {number + 1} of {len(actions[self.index])}"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return obs
+
+    def _fail(self, verb: str, error: Exception) -> dict[str, Any]:
+        message = self._message(verb, error)
+        if not self._in_worker:
+            raise EnvError(message) from error
+        return {FAILURE_KEY: message}
+
+    def _message(self, verb: str, error: Exception) -> str:
+        text = " ".join(str(error).split())
+        return f"{self.env_spec.name}: environment {self.index} raised {type(error).__name__} in {verb}: {text}"
+
+    def _blank_obs(self) -> np.ndarray:
+        return np.zeros(self.env_spec.obs_shape, np.float32)
+
+
+def adapt(made: SuiteEnv, config: EnvConfig, *, seed: int | None = None, index: int = 0, in_worker: bool = False) -> GuardedEnv:
+    """Bring a suite's environment into the common form.
+
+    The time limit is the shorter of the environment's own and ``config.episode_length`` (decisions); a suite that can lift its
+    own limit has done so before.
+
+    Raises:
+        ConfigError: the observation or action space is not supported.
+    """
+    obs_shape, action_dim = check_spaces(made.env.observation_space, made.env.action_space, made.name)
+    repeat = config.action_repeat or made.action_repeat
+    own = None if made.step_limit is None else math.ceil(made.step_limit / repeat)
+    limits = [limit for limit in (own, config.episode_length) if limit is not None]
+    spec = EnvSpec(
+        name=made.name,
+        obs_shape=obs_shape,
+        action_dim=action_dim,
+        episode_length=min(limits, default=None),
+        action_repeat=repeat,
+        can_terminate=made.can_terminate,
+    )
+    env: Env = RescaleAction(made.env)
+    if repeat > 1:
+        env = ActionRepeat(env, repeat)
+    if config.episode_length is not None:
+        env = TimeLimit(env, config.episode_length)
+    return GuardedEnv(FloatObservation(env), spec, seed=seed, index=index, in_worker=in_worker)
+
+
+def check_spaces(observation: gymnasium.Space[Any], action: gymnasium.Space[Any], name: str) -> tuple[tuple[int, ...], int]:
+    """Return (observation shape, action dimensions) of supported spaces.
+
+    Raises:
+        ConfigError: a space that is not supported; the message names it and what to do.
+    """
+    if not isinstance(observation, Box):
+        raise ConfigError(
+            f"{name}: observation space {_describe(observation)} is not supported, only Box; "
+            "gymnasium.wrappers.FlattenObservation turns most spaces into one"
+        )
+    if len(observation.shape) == 3 and observation.dtype == np.uint8:
+        raise ConfigError(f"{name}: images are not supported yet (observation space {_describe(observation)})")
+    if len(observation.shape) != 1 or 0 in observation.shape:
+        raise ConfigError(
+            f"{name}: observation space {_describe(observation)} is not supported, only a Box with one axis; "
+            "gymnasium.wrappers.FlattenObservation makes one"
+        )
+    if isinstance(action, Discrete):
+        raise ConfigError(f"{name}: discrete actions are not supported yet by this agent (action space {_describe(action)})")
+    if not isinstance(action, Box) or not np.issubdtype(action.dtype, np.floating) or len(action.shape) != 1 or 0 in action.shape:
+        raise ConfigError(f"{name}: action space {_describe(action)} is not supported, only a float Box with one axis")
+    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
+        raise ConfigError(f"{name}: action space {_describe(action)} is unbounded; wrap the environment so that its bounds are finite")
+    return observation.shape, action.shape[0]
+
+
+def own_step_limit(env: Env) -> int | None:
+    """Return the time limit that gymnasium enforces on an environment, in its own steps; None where it has none."""
+    layer: Any = env
+    limits: list[int] = []
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, TimeLimit):
+            limits.append(layer._max_episode_steps)
+        layer = layer.env
+    return min(limits, default=None)
+
+
+def _describe(space: gymnasium.Space[Any]) -> str:
+    return " ".join(str(space).split())

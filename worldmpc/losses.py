@@ -1,0 +1,138 @@
+"""Pure maths of the objectives. Loss terms return [T, B], weighted over time; their mean is the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldmpc.models.world_model import WorldModel
+from worldmpc.types import Batch, LossTerm, Metrics, Noise
+
+
+class Rollout(NamedTuple):
+    """What the loss terms of a world model share for one batch."""
+
+    zs: Tensor  # [T+1, B, Z] latents imagined from the first observation, with gradient
+    next_z: Tensor  # [T, B, Z] encodings of the observations that followed, without gradient
+    td_target: Tensor  # [T, B]
+    time_weight: Tensor  # [T, B] rho**t where the step is real, else 0
+
+
+def time_weights(rho: float, mask: Tensor) -> Tensor:
+    """rho**t where the step is real, else 0: mask [T, B] -> [T, B]."""
+    return rho ** torch.arange(len(mask), device=mask.device, dtype=mask.dtype)[:, None] * mask
+
+
+@torch.no_grad()
+def td_target(model: WorldModel, next_z: Tensor, batch: Batch, discount: float, noise: Noise) -> Tensor:
+    """r + discount (1 - terminated) min over two slow critics at a sampled action -> [T, B] (TD-MPC2 eq. 4, without entropy)."""
+    action = model.propose(next_z, noise["td_policy"])
+    value = model.target_q_values(next_z, action, noise["td_critics"]).amin(0)
+    return batch.reward + discount * (1 - batch.terminated) * value
+
+
+def roll(model: WorldModel, batch: Batch, discount: float, rho: float, noise: Noise) -> Rollout:
+    """Encode the targets, imagine the batch's actions from its first observation, and compute the TD targets."""
+    with torch.no_grad():
+        next_z = model.encode(batch.obs[1:])
+    target = td_target(model, next_z, batch, discount, noise)
+    zs = [model.encode(batch.obs[0])]
+    for action in batch.action:
+        zs.append(model.next(zs[-1], action))
+    return Rollout(torch.stack(zs), next_z, target, time_weights(rho, batch.mask))
+
+
+def consistency(model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    """Squared error between imagined and encoded latents, mean over the latent -> [T, B]."""
+    return (rollout.zs[1:] - rollout.next_z).square().mean(-1) * rollout.time_weight, {}
+
+
+def reward(model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    """Two-hot cross-entropy of the reward on imagined latents -> [T, B]."""
+    logits = model.reward(torch.cat((rollout.zs[:-1], batch.action), -1))
+    return model.two_hot.loss(logits, batch.reward) * rollout.time_weight, {}
+
+
+def value(model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    """Two-hot cross-entropy of all critics against the TD target, mean over critics -> [T, B]."""
+    logits = model.q_logits(rollout.zs[:-1], batch.action, keep=noise.get("q_keep"))
+    target = rollout.td_target
+    bound = torch.expm1(target.new_tensor(model.two_hot.vmax))
+    metrics = {"td_target": target.mean(), "td_target_saturated": (target.abs() > bound).to(target.dtype).mean()}
+    return model.two_hot.loss(logits, target).mean(0) * rollout.time_weight, metrics
+
+
+def termination(model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    """Binary cross-entropy of termination on imagined latents, all steps weighted alike -> [T, B]."""
+    logit = model.termination_logit(rollout.zs[1:])
+    loss = F.binary_cross_entropy_with_logits(logit, batch.terminated, reduction="none") * batch.mask
+    rate, f1 = termination_statistics(logit[-1], batch.terminated[-1])
+    return loss, {"termination_rate": rate, "termination_f1": f1}
+
+
+@torch.no_grad()
+def termination_statistics(logit: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rate of terminations [] and the F1 score of their prediction [], for logits and targets [B]."""
+    hit = (logit > 0).to(target.dtype)
+    return target.mean(), 2 * (hit * target).sum() / (hit.sum() + target.sum()).clamp(min=1)
+
+
+def weighted_sum(
+    terms: Mapping[str, LossTerm], weights: Mapping[str, float], model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise
+) -> tuple[Tensor, Metrics]:
+    """Evaluate all terms and sum their means with their weights -> loss [], metrics ``<term>_loss`` and those of the terms.
+
+    Raises:
+        ValueError: a term without a weight, or a weight without a term.
+    """
+    if terms.keys() != weights.keys():
+        raise ValueError(f"loss terms and weights differ: {sorted(terms.keys() ^ weights.keys())}")
+    total = batch.reward.new_zeros(())
+    metrics: Metrics = {}
+    for name, term in terms.items():
+        loss, extra = term(model, rollout, batch, noise)
+        mean = loss.mean()
+        total = total + weights[name] * mean
+        metrics |= {f"{name}_loss": mean.detach(), **extra}
+    return total, metrics | {"total_loss": total.detach()}
+
+
+def max_q_policy(
+    model: WorldModel, zs: Tensor, mask: Tensor, scale: Tensor, rho: float, entropy_coef: float, tau: float, noise: Noise
+) -> tuple[Tensor, Metrics]:
+    """Policy objective of TD-MPC2: maximise the mean of two critics plus entropy, on imagined latents.
+
+    Args:
+        model: its critics are read, and get no gradient where only policy gradients are taken.
+        zs: [T+1, B, Z] without gradient.
+        mask: [T+1, B] 1 where the latent stands for a real state.
+        scale: [] running range of values, from before this update.
+        rho: temporal decay.
+        entropy_coef: weight of the scaled entropy.
+        tau: rate of the running range.
+        noise: ``pi_policy`` [T+1, B, A], ``pi_critics`` [2], and ``pi_keep`` where the critics use dropout.
+
+    Returns:
+        Loss []; metrics, among them the new ``pi_scale`` [].
+    """
+    sample = model.policy(zs, noise["pi_policy"])
+    values = model.q_values(zs, sample.action, noise["pi_critics"], noise.get("pi_keep")).mean(0)
+    scale = update_scale(scale, values[0].detach(), tau)
+    loss = -(entropy_coef * sample.scaled_entropy + values / scale) * time_weights(rho, mask)
+    metrics = {
+        "pi_entropy": sample.entropy.detach().mean(),
+        "pi_scaled_entropy": sample.scaled_entropy.detach().mean(),
+        "pi_scale": scale,
+        "pi_std": sample.log_std.detach().exp().mean(),
+    }
+    return loss.mean(), metrics
+
+
+def update_scale(scale: Tensor, values: Tensor, tau: float) -> Tensor:
+    """Move a running 5th-to-95th percentile range, at least 1, towards that of ``values`` [B]: [] -> []."""
+    low, high = torch.quantile(values, values.new_tensor([0.05, 0.95]))
+    return torch.lerp(scale, (high - low).clamp(min=1.0), tau)

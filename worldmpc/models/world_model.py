@@ -1,0 +1,150 @@
+"""The TD-MPC2 world model: encoder, latent dynamics, reward, termination, policy prior and critics."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from worldmpc.config import ConfigError, ModelConfig, resolve_model
+from worldmpc.models import heads
+from worldmpc.models.nets import EnsembleMLP, SimNorm, init_weights, mlp
+from worldmpc.noise import derive_seed
+from worldmpc.types import ModelStep, PolicySample
+
+
+class WorldModel(nn.Module):
+    """Networks of TD-MPC2 (Hansen et al. 2024, section 3); satisfies :class:`worldmpc.types.Model`.
+
+    Args:
+        config: sizes and heads; widths left open come from ``config.size``.
+        obs_dim: observation dimensions.
+        action_dim: action dimensions.
+        terminates: build the termination head.
+        seed: seed of the initial weights.
+
+    Raises:
+        ConfigError: widths that do not fit together.
+    """
+
+    def __init__(self, config: ModelConfig, obs_dim: int, action_dim: int, *, terminates: bool = False, seed: int = 1) -> None:
+        super().__init__()
+        config = resolve_model(config)
+        assert config.enc_dim and config.mlp_dim and config.latent_dim and config.num_enc_layers and config.num_q
+        if config.latent_dim % config.simnorm_dim:
+            raise ConfigError(f"model.latent_dim: expected a multiple of model.simnorm_dim ({config.simnorm_dim}), got {config.latent_dim}")
+        self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
+        latent, hidden, joint = config.latent_dim, [config.mlp_dim] * 2, config.latent_dim + action_dim
+        simnorm = SimNorm(config.simnorm_dim, config.simnorm_layout)
+        self.two_hot = heads.TwoHot(config.num_bins, config.vmin, config.vmax)
+        self.encoder = mlp(obs_dim, [config.enc_dim] * max(config.num_enc_layers - 1, 1), latent, simnorm)
+        self.dynamics = mlp(joint, hidden, latent, simnorm)
+        self.reward = mlp(joint, hidden, config.num_bins)
+        self.pi = mlp(latent, hidden, 2 * action_dim)
+        self.q = EnsembleMLP(config.num_q, joint, hidden, config.num_bins)
+        self.termination = mlp(latent, hidden, 1) if terminates else None
+        generator = torch.Generator().manual_seed(derive_seed(seed, "init"))
+        for network in (self.encoder, self.dynamics, self.reward, self.pi, self.q, self.termination):
+            if network is not None:
+                init_weights(network, generator)
+        for last in (self.reward[-1], self.q.layers[-1]):
+            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        self.target_q = copy.deepcopy(self.q).requires_grad_(False)
+
+    @property
+    def latent_dim(self) -> int:
+        """Width of the latent."""
+        assert self.config.latent_dim is not None
+        return self.config.latent_dim
+
+    @property
+    def num_q(self) -> int:
+        """Number of critics."""
+        return self.q.members
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the hidden layers of the critics."""
+        assert self.config.mlp_dim is not None
+        return self.config.mlp_dim
+
+    # Planning: the Model protocol.
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """[..., O] -> [..., Z]."""
+        return self.encoder(obs)
+
+    def next(self, z: Tensor, action: Tensor) -> Tensor:
+        """Latent dynamics alone: [..., Z], [..., A] -> [..., Z]."""
+        return self.dynamics(torch.cat((z, action), -1))
+
+    def step(self, z: Tensor, action: Tensor) -> ModelStep:
+        """[..., Z], [..., A] -> z [..., Z], reward [...], cont [...]."""
+        joint = torch.cat((z, action), -1)
+        following = self.dynamics(joint)
+        return ModelStep(following, self.two_hot.decode(self.reward(joint)), self.cont(following))
+
+    def rollout(self, z: Tensor, actions: Tensor) -> ModelStep:
+        """Imagine whole sequences: [..., Z], [H, ..., A] -> z [H+1, ..., Z], reward [H, ...], cont [H, ...]."""
+        zs = [z]
+        for action in actions:
+            zs.append(self.next(zs[-1], action))
+        latents = torch.stack(zs)
+        reward = self.two_hot.decode(self.reward(torch.cat((latents[:-1], actions), -1)))
+        return ModelStep(latents, reward, self.cont(latents[1:]))
+
+    def cont(self, z: Tensor) -> Tensor:
+        """Probability that the episode goes on after reaching a latent (0 or 1 with ``continuation=hard``): [..., Z] -> [...]."""
+        if self.termination is None:
+            return z.new_ones(()).expand(z.shape[:-1])
+        terminated = torch.sigmoid(self.termination_logit(z))
+        if self.config.continuation == "hard":
+            terminated = (terminated > 0.5).to(z.dtype)
+        return 1 - terminated
+
+    def propose(self, z: Tensor, eps: Tensor) -> Tensor:
+        """Sample of the policy prior: [..., Z], [..., A] -> [..., A]."""
+        mean, log_std = heads.split_gaussian(self.pi(z), self.config.log_std_min, self.config.log_std_max)
+        return torch.tanh(mean + eps * log_std.exp())
+
+    def terminal_value(self, z: Tensor, eps: Tensor, critics: Tensor) -> Tensor:
+        """Mean of the given critics at a sampled action: [..., Z], [..., A], [2] -> [...]."""
+        return self.q_values(z, self.propose(z, eps), critics).mean(0)
+
+    # Learning.
+
+    def policy(self, z: Tensor, eps: Tensor) -> PolicySample:
+        """Policy prior with its densities: [..., Z], [..., A] -> fields [..., A] and [...]."""
+        return heads.squashed_gaussian(self.pi(z), eps, self.config.log_std_min, self.config.log_std_max)
+
+    def q_logits(self, z: Tensor, action: Tensor, critics: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """Two-hot logits of all or some critics: [..., Z], [..., A] -> [Q, ..., K]."""
+        return self.q(torch.cat((z, action), -1), critics, keep)
+
+    def q_values(self, z: Tensor, action: Tensor, critics: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """Values of all or some critics: [..., Z], [..., A] -> [Q, ...]."""
+        return self.two_hot.decode(self.q_logits(z, action, critics, keep))
+
+    def target_q_values(self, z: Tensor, action: Tensor, critics: Tensor | None = None) -> Tensor:
+        """Values of all or some slow critics: [..., Z], [..., A] -> [Q, ...]."""
+        return self.two_hot.decode(self.target_q(torch.cat((z, action), -1), critics))
+
+    def termination_logit(self, z: Tensor) -> Tensor:
+        """Logit of termination on reaching a latent: [..., Z] -> [...]."""
+        assert self.termination is not None
+        return self.termination(z).squeeze(-1)
+
+    @torch.no_grad()
+    def update_target(self, tau: float) -> None:
+        """Move the slow critics towards the critics by ``tau``."""
+        torch._foreach_lerp_(list(self.target_q.parameters()), list(self.q.parameters()), tau)
+
+    def parameter_table(self) -> list[tuple[str, int]]:
+        """Return (component, learned parameters) rows, the last one the total."""
+        rows = [
+            (name, sum(parameter.numel() for parameter in child.parameters() if parameter.requires_grad))
+            for name, child in self.named_children()
+        ]
+        rows = [row for row in rows if row[1]]
+        return [*rows, ("total", sum(count for _, count in rows))]

@@ -1,0 +1,49 @@
+"""Planners, and the one score function that all of them use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from worldmpc.types import Model, ModelStep
+
+
+def rollout(model: Model, z: Tensor, actions: Tensor) -> ModelStep:
+    """Imagine sequences: [..., Z], [H, ..., A] -> z [H+1, ..., Z], reward [H, ...], cont [H, ...].
+
+    A model that evaluates whole sequences faster than step by step offers ``rollout`` itself.
+    """
+    whole = getattr(model, "rollout", None)
+    if whole is not None:
+        return whole(z, actions)
+    steps = []
+    zs = [z]
+    for action in actions:
+        steps.append(model.step(zs[-1], action))
+        zs.append(steps[-1].z)
+    return ModelStep(torch.stack(zs), torch.stack([step.reward for step in steps]), torch.stack([step.cont for step in steps]))
+
+
+def rollout_return(model: Model, z: Tensor, actions: Tensor, discount: float, eps: Tensor, critics: Tensor) -> Tensor:
+    """Discounted return of imagined sequences with a value bootstrap (TD-MPC2 eq. 6).
+
+    The reward of the step that reaches a terminal state still counts; everything behind it is weighted by the
+    probability that the episode went on.
+
+    Args:
+        model: what to imagine with.
+        z: [..., Z] start.
+        actions: [H, ..., A].
+        discount: per decision.
+        eps: [..., A] policy noise of the bootstrap.
+        critics: [2] indices of the critics that the bootstrap averages.
+
+    Returns:
+        [...].
+    """
+    steps = rollout(model, z, actions)
+    value, weight = torch.zeros_like(steps.reward[0]), torch.ones_like(steps.reward[0])
+    for reward, cont in zip(steps.reward, steps.cont, strict=True):
+        value = value + weight * reward
+        weight = weight * discount * cont
+    return value + weight * model.terminal_value(steps.z[-1], eps, critics)

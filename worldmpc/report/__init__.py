@@ -1,0 +1,1 @@
+"""Reading runs, holding them against published curves, and showing them."""

@@ -1,0 +1,63 @@
+"""Writing mp4 files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+
+
+def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> Path:
+    """Write frames as an H.264 mp4 that browsers play, and return its path.
+
+    The file appears complete or not at all. Odd heights and widths are padded by one repeated row or column.
+
+    frames: each [height, width, 3] uint8, all of one size. fps: frames per second.
+
+    Raises:
+        ValueError: no frames, a frame of another shape or type, or a rate that is not positive.
+    """
+    path = Path(path)
+    if not len(frames):
+        raise ValueError(f"{path.name}: no frames to write")
+    if fps <= 0:
+        raise ValueError(f"{path.name}: expected fps above 0, got {fps}")
+    height, width = _check(frames, path.name)
+    pad = ((0, height % 2), (0, width % 2), (0, 0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.mp4")
+    writer = imageio_ffmpeg.write_frames(
+        str(partial),
+        (width + width % 2, height + height % 2),
+        fps=fps,
+        codec="libx264",
+        pix_fmt_in="rgb24",
+        pix_fmt_out="yuv420p",
+        macro_block_size=2,
+        quality=None,
+        output_params=["-crf", "18", "-movflags", "+faststart"],
+        ffmpeg_log_level="error",
+    )
+    try:
+        writer.send(None)
+        for frame in frames:
+            writer.send(np.ascontiguousarray(np.pad(frame, pad, mode="edge")))
+        writer.close()
+        os.replace(partial, path)
+    finally:
+        writer.close()
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _check(frames: Sequence[np.ndarray], name: str) -> tuple[int, int]:
+    shape = frames[0].shape
+    for index, frame in enumerate(frames):
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(f"{name}: frame {index}: expected [height, width, 3] uint8, got {list(frame.shape)} {frame.dtype}")
+        if frame.shape != shape:
+            raise ValueError(f"{name}: frame {index} has shape {list(frame.shape)}, the first {list(shape)}")
+    return shape[0], shape[1]

@@ -1,0 +1,80 @@
+"""Evaluation on environments of its own, without touching the state of training."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from worldmpc.agents.tdmpc2 import TDMPC2
+from worldmpc.envs.vector import VecEnv
+from worldmpc.functional import tree_where
+from worldmpc.noise import derive_seed
+from worldmpc.types import Mode
+
+
+class EvalResult(NamedTuple):
+    """Episodes of one evaluation."""
+
+    returns: list[float]
+    lengths: list[int]
+    success: list[float]
+    """1 or 0 per episode, NaN where the environment does not report success."""
+    frames: list[np.ndarray]
+    """Frames [height, width, 3] uint8 of the first environment's first episode, if asked for."""
+
+    @property
+    def mean_return(self) -> float:
+        """Mean return over the episodes."""
+        return float(np.mean(self.returns))
+
+
+def evaluate(agent: TDMPC2, envs: VecEnv, episodes: int, *, mode: Mode = "eval", index: int = 0, record: bool = False) -> EvalResult:
+    """Play whole episodes, all environments side by side.
+
+    Episode seeds and noise depend on (seed of the agent, ``index``) alone, so that an evaluation can be repeated, and neither
+    depends on training nor changes it.
+
+    Args:
+        agent: acts.
+        envs: environments of the evaluation's own; they are reset.
+        episodes: episodes in all; every environment plays the same number of them, or one fewer.
+        mode: ``eval`` plans, ``prior`` acts with the policy's mean.
+        index: number of the evaluation.
+        record: keep frames of the first episode; needs environments made with ``render=True``.
+
+    Raises:
+        EnvError: an environment failed.
+    """
+    count = min(envs.num_envs, episodes)
+    quota = torch.tensor([episodes // envs.num_envs + (env < episodes % envs.num_envs) for env in range(envs.num_envs)])
+    agent.reset_eval_noise(index)
+    obs = envs.reset(seed=derive_seed(agent.config.seed, "eval", index))
+    carry = agent.init_carry(envs.num_envs)
+    running, length = torch.zeros(envs.num_envs, dtype=torch.float64), torch.zeros(envs.num_envs, dtype=torch.int64)
+    success = torch.full((envs.num_envs,), torch.nan)
+    played = torch.zeros(envs.num_envs, dtype=torch.int64)
+    result = EvalResult([], [], [], [])
+    recording = record and count > 0
+    while bool((played < quota).any()):
+        if recording:
+            result.frames.append(envs.render()[0])
+        output = agent.act(carry, obs, mode)
+        step = envs.step(output.action)
+        obs, done = step.obs, step.terminated | step.truncated
+        running += step.reward
+        length += step.valid
+        success = torch.fmax(success, step.success)
+        carry = output.carry
+        if bool((done | ~step.valid).any()):
+            carry = tree_where((done | ~step.valid).to(agent.device), agent.init_carry(envs.num_envs), carry)
+        for env in done.nonzero().flatten().tolist():
+            if played[env] < quota[env]:
+                result.returns.append(float(running[env]))
+                result.lengths.append(int(length[env]))
+                result.success.append(float(success[env]))
+            played[env] += 1
+            running[env], length[env], success[env] = 0.0, 0, torch.nan
+            recording = recording and env != 0
+    return result

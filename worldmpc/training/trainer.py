@@ -1,0 +1,228 @@
+"""The training loop: collect, store, update, report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldmpc.agents.tdmpc2 import TDMPC2
+from worldmpc.data.replay import Replay
+from worldmpc.data.source import ReplaySource
+from worldmpc.envs.vector import VecEnv
+from worldmpc.functional import tree_where
+from worldmpc.noise import NoiseSpec, NoiseStream
+from worldmpc.planners.sampling import PLAN_RECORDS
+from worldmpc.types import ActOutput, Carry, Metrics, PlanState, Transition
+
+
+class DivergenceError(RuntimeError):
+    """A loss term is not finite or has exploded; the update it came from was not applied."""
+
+
+class Episode(NamedTuple):
+    """A finished training episode."""
+
+    ret: float
+    length: int
+
+
+@dataclass
+class TrainState:
+    """All that a run consists of; what it holds is saved and restored together."""
+
+    agent: TDMPC2
+    envs: VecEnv
+    source: ReplaySource
+    random: NoiseStream
+    sampling: NoiseStream
+    carry: Carry
+    decisions: int = 0
+    episodes: int = 0
+    settled: bool = True
+    """False between collecting a step and the end of its updates and hooks."""
+    stop: bool = False
+    """Set from outside to end the loop at the next clean point."""
+    running_return: Tensor = field(default_factory=lambda: torch.zeros(0))
+    running_length: Tensor = field(default_factory=lambda: torch.zeros(0))
+    finished: list[Episode] = field(default_factory=list)
+    """Episodes that ended since somebody last cleared the list."""
+
+    @property
+    def env_steps(self) -> int:
+        """Simulator steps so far."""
+        return self.decisions * self.envs.spec.action_repeat
+
+    @property
+    def updates(self) -> int:
+        """Updates so far."""
+        return self.source.updates
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs to continue bit for bit."""
+        return {
+            "agent": self.agent.state_dict(),
+            "replay": self.source.replay.state_dict(copy=False),
+            "loop": {
+                "source": self.source.state_dict(),
+                "envs": self.envs.state_dict(),
+                "random": self.random.state_dict(),
+                "sampling": self.sampling.state_dict(),
+                "plan_mean": self.carry.plan.mean,
+                "decisions": self.decisions,
+                "episodes": self.episodes,
+                "settled": self.settled,
+                "running_return": self.running_return,
+                "running_length": self.running_length,
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; a state without a replay continues with an empty one."""
+        loop = state["loop"]
+        self.agent.load_state_dict(state["agent"])
+        self.source.load_state_dict(loop["source"])
+        if "replay" in state:
+            self.source.replay.load_state_dict(state["replay"])
+        self.random.load_state_dict(loop["random"])
+        self.sampling.load_state_dict(loop["sampling"])
+        self.carry = Carry(PlanState(loop["plan_mean"].to(self.agent.device)))
+        self.decisions, self.episodes, self.settled = int(loop["decisions"]), int(loop["episodes"]), bool(loop["settled"])
+        self.running_return, self.running_length = loop["running_return"].clone(), loop["running_length"].clone()
+        if not self.envs.load_state_dict(loop["envs"]):
+            self.carry = self.agent.init_carry(self.envs.num_envs)
+            self.running_return.zero_()
+            self.running_length.zero_()
+            self.source.replay.cut()
+
+
+Hook = Callable[[TrainState, Metrics], None]
+"""Called after the updates of every step; it decides itself whether it is due."""
+
+
+class Every:
+    """Tells when a counter has crossed a multiple of an interval since the last call of the loop."""
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+
+    def due(self, now: int, step: int) -> bool:
+        """Return whether the last ``step`` counts up to ``now`` crossed a multiple of the interval."""
+        return now // self.interval > (now - step) // self.interval
+
+
+def make_state(agent: TDMPC2, envs: VecEnv, *, capacity: int, seed_decisions: int) -> TrainState:
+    """Put an agent, its environments, a fresh replay and the random streams of ``agent.config.seed`` together.
+
+    Args:
+        agent: learns.
+        envs: separate from those of the evaluation.
+        capacity: most decisions that the replay keeps.
+        seed_decisions: random decisions before learning.
+    """
+    config, spec = agent.config, envs.spec
+    replay = Replay(
+        capacity,
+        envs.num_envs,
+        spec.obs_shape,
+        spec.action_dim,
+        config.planner.horizon,
+        windows=config.replay.windows,
+        obs_dtype=spec.obs_dtype,
+        extras={name: (spec.action_dim,) * rank for name, rank in PLAN_RECORDS.items()} if config.planner.mpc else {},
+        device=agent.device,
+        storage_device=config.replay.storage_device,
+    )
+    sampling = NoiseStream(config.seed, "replay")
+    source = ReplaySource(replay, config.loss.batch_size, config.train.utd, seed_decisions, sampling.generator)
+    state = TrainState(agent, envs, source, NoiseStream(config.seed, "random"), sampling, agent.init_carry(envs.num_envs))
+    state.running_return, state.running_length = torch.zeros(envs.num_envs, dtype=torch.float64), torch.zeros(envs.num_envs)
+    return state
+
+
+def train(state: TrainState, hooks: Sequence[Hook], total_decisions: int) -> None:
+    """Train until ``total_decisions``, or until ``state.stop`` is set; then the state can be saved and continued.
+
+    Raises:
+        DivergenceError: a loss is not finite or too large; the state is as it was before that update.
+        EnvError: an environment failed.
+    """
+    if state.decisions == 0:
+        state.envs.reset()
+    metrics: Metrics = {}
+    while True:
+        if not state.settled:
+            if not learn(state, metrics):
+                return
+            state.settled = True
+            for hook in hooks:
+                hook(state, metrics)
+        if state.stop or state.decisions >= total_decisions:
+            return
+        collect(state)
+        state.settled = False
+
+
+def collect(state: TrainState) -> None:
+    """Take one decision in every environment, at random during the seed phase, and hand it to the data source."""
+    envs, obs = state.envs, state.envs.obs
+    if state.decisions < state.source.seed_decisions:
+        action = state.random.draw({"action": NoiseSpec("uniform", (envs.num_envs, envs.spec.action_dim))})["action"] * 2 - 1
+        output = ActOutput(action, state.carry, {}, {})
+    else:
+        output = state.agent.act(state.carry, obs, "explore")
+    step = envs.step(output.action)
+    state.source.observe(
+        Transition(obs, output.action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, output.extras)
+    )
+    done = step.terminated | step.truncated
+    fresh = done | ~step.valid
+    state.carry = output.carry
+    if fresh.any():
+        state.carry = tree_where(fresh.to(state.agent.device), state.agent.init_carry(envs.num_envs), output.carry)
+    state.decisions = state.source.decisions
+    state.running_return += step.reward
+    state.running_length += step.valid
+    if done.any():
+        for index in done.nonzero().flatten().tolist():
+            state.finished.append(Episode(float(state.running_return[index]), int(state.running_length[index])))
+        state.episodes += int(done.sum())
+        state.running_return[done] = 0.0
+        state.running_length[done] = 0.0
+
+
+def learn(state: TrainState, metrics: Metrics) -> bool:
+    """Do all updates that are due, leaving the last one's metrics in ``metrics``; False where ``state.stop`` interrupted.
+
+    Raises:
+        DivergenceError: see :func:`check_losses`.
+    """
+    for _ in range(state.source.ready()):
+        if state.stop:
+            return False
+        metrics.update(state.agent.update(state.source.next()))
+        if state.agent.device.type == "cpu":  # reading a loss costs nothing here; on a GPU the log hook does it
+            check_losses(metrics, state.agent.config.train.max_loss)
+    return True
+
+
+def check_losses(metrics: Mapping[str, Tensor], max_loss: float) -> None:
+    """Check the losses of an update.
+
+    Raises:
+        DivergenceError: naming the first term that is not finite, or larger than ``max_loss``.
+    """
+    for name in ("total_loss", "pi_loss"):
+        if name in metrics and not abs(float(metrics[name])) < max_loss:
+            terms = {term: float(value) for term, value in metrics.items() if term.endswith("_loss")}
+            bad = next((term for term, value in terms.items() if not math.isfinite(value)), max(terms, key=lambda term: abs(terms[term])))
+            raise DivergenceError(
+                f"{bad} is {terms[bad]:g} (limit train.max_loss={max_loss:g}); the update was not applied. "
+                f"Lower optim.lr, or look at the scale of rewards and observations"
+            )
+    if float(metrics.get("skipped_updates", 0)) > 0:
+        raise DivergenceError("a loss was not finite or above train.max_loss since the last record; those updates were not applied")
