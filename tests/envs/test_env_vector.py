@@ -330,7 +330,7 @@ def test_bad_environments_are_one_clear_error(fault: Callable[[int], float], whe
     assert str(caught.value) == message
     assert not any(process.is_alive() for process in processes)
     with pytest.raises(EnvError, match="closed"):
-        envs.step(torch.zeros(2, 1))
+        envs.reset()
     envs.close()
 
 
@@ -436,3 +436,12 @@ def test_render_needs_to_be_asked_for() -> None:
     drawn.step(torch.ones(2, 2))
     assert len(before) == 2 and before[0].shape == (160, 160, 3) and before[0].dtype == np.uint8
     assert (before[0] != drawn.render()[0]).any()
+
+
+@pytest.mark.parametrize("workers", ["sync", "async"])
+def test_a_failed_render_does_not_harm_the_environments(workers: Any) -> None:
+    with make_envs("toy/counter", EnvConfig(num_envs=2, workers=workers), render=True) as envs:
+        envs.reset()
+        with pytest.raises(EnvError, match="toy/counter: environment 0 raised NotImplementedError in render"):
+            envs.render()
+        assert envs.step(torch.zeros(2, 1)).valid.all()

@@ -36,12 +36,13 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         folder.mkdir(parents=True)
         config = {"task": task, "seed": seed, "agent": "tdmpc2", "preset": "cpu", "planner": {"horizon": 3}}
         machine = {"cpu": "Test CPU", "cores": 2, "ram_gib": 8.0, "gpu": None, "python": "3.11", "torch": "2.13"}
-        meta = {"command": f"worldmpc train seed={seed}", "commit": "abc123", "machine": machine, "spec": {"name": task, "action_repeat": 2}}
+        spec = {"name": task, "action_repeat": 2}
+        meta = {"command": f"worldmpc train seed={seed}", "commit": "abc123", "machine": machine, "spec": spec}
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "meta.json").write_text(json.dumps(meta))
         lines = [",".join(EVAL_COLUMNS)]
         for step, value in points:
-            lines.append(f"{step // 2},{step},{step // 2},{value},{value - 5},{value + 5},2.0,500,,{0.8 * value},10,3.5")
+            lines.append(f"{step // 2},{step},{step // 2},{value},{value - 5},{value + 5},2.0,500,,{round(0.8 * value, 3)},10,3.5")
         (folder / "eval.csv").write_text("\n".join(lines) + "\n")
         return folder
 

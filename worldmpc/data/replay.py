@@ -74,6 +74,8 @@ class Replay:
         self.windows = windows
         self.device = torch.device(device)
         self.storage_device = self.device if storage_device in (None, "auto") else torch.device(storage_device)
+        # Copies from a GPU to the host must be finished before they are read; copies to a GPU need not be waited for.
+        self._async = self.storage_device.type == "cuda"
         self.rows = math.ceil(capacity / num_envs) + 1
         """Ring rows of each stream: its share of the capacity, and the frontier."""
         self._scratch = num_envs * self.rows
@@ -177,10 +179,10 @@ class Replay:
             RuntimeError: no window is available yet.
             ConfigError: the buffer cannot hold one window of this horizon.
         """
-        rows, mask = self._index(horizon).locate(u.to(self.storage_device, torch.float64, non_blocking=True))
+        rows, mask = self._index(horizon).locate(u.to(self.storage_device, torch.float64, non_blocking=self._async))
         steps, batch = mask.shape
         obs = self._obs.index_select(0, rows.flatten()).view(steps + 1, batch, *self.obs_shape)
-        data = self._data.index_select(0, rows[:-1].flatten()).view(steps, batch, -1)
+        data = self._data.index_select(0, rows[:-1].flatten()).view(steps, batch, self._data.shape[1])
         index = torch.where(mask > 0, rows[:-1], self._scratch) if self.windows == "padded" else rows[:-1]
         if self.storage_device != self.device:
             obs, data, mask, index = (self._to_device(tensor) for tensor in (obs, data, mask, index))
@@ -222,24 +224,26 @@ class Replay:
         """Return everything needed to continue bit-equal, on the CPU; only used rows, so that early states are small.
 
         Args:
-            copy: False: may share memory with the buffer (a full one on the CPU), for writing it out before the next :meth:`add`.
+            copy: False: ``obs`` may share memory with the buffer, for writing it out before the next :meth:`add`.
         """
         used = self._used_rows()
-        data = self._data[used].cpu()
+        rows = self._place(used)
+        obs, data = self._obs[rows].cpu(), self._data[rows].cpu()
+        shared = isinstance(rows, slice) and self.storage_device.type == "cpu"
         width = self.action_dim
-        state = {
+        small = {
             "layout": torch.tensor([self.num_envs, self.rows]),
             "head": torch.from_numpy(self._head),
             "end": torch.from_numpy(self._end),
             "episode_length": torch.from_numpy(self._episode_length),
-            "flags": torch.from_numpy(self._flags)[used.cpu() if isinstance(used, Tensor) else used],
-            "obs": self._obs[used].cpu(),
+            "flags": torch.from_numpy(self._flags[used]),
             "action": data[:, :width],
             "reward": data[:, width],
         }
         for name, shape in self.extras.items():
-            state[f"extras.{name}"] = data[:, self._columns[name]].reshape(len(data), *shape)
-        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()} if copy else state
+            small[f"extras.{name}"] = data[:, self._columns[name]].reshape(len(data), *shape)
+        state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in small.items()}
+        return {"obs": obs.clone() if copy and shared else obs, **state}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state_dict` returned, dropping what is stored; horizon and kind of windows may differ.
@@ -259,7 +263,8 @@ class Replay:
             )
         for name, shape in expected.items():
             if tuple(state[name].shape) != shape:
-                raise ValueError(f"replay state field '{name}': saved with shape {list(state[name].shape)}, this buffer needs {list(shape)}")
+                saved = list(state[name].shape)
+                raise ValueError(f"replay state field '{name}': saved with shape {saved}, this buffer needs {list(shape)}")
         if state["obs"].dtype != self._obs.dtype:
             raise ValueError(f"replay state field 'obs': saved as {state['obs'].dtype}, this buffer stores {self._obs.dtype}")
 
@@ -268,11 +273,12 @@ class Replay:
         used = self._used_rows()
         flags = state["flags"].cpu()
         self._flags[:] = 0
-        torch.from_numpy(self._flags)[used.cpu() if isinstance(used, Tensor) else used] = flags
-        self._obs[used] = state["obs"].to(self.storage_device)
+        self._flags[used] = flags.numpy()
+        rows = self._place(used)
+        self._obs[rows] = state["obs"].to(self.storage_device)
         fields = [state["action"], state["reward"][:, None], (flags & TERMINATED > 0)[:, None], (flags & TRUNCATED > 0)[:, None]]
-        fields += [state[f"extras.{name}"].reshape(len(flags), -1) for name in self.extras]
-        self._data[used] = torch.cat([field.to(self._data) for field in fields], 1)
+        fields += [state[f"extras.{name}"].reshape(len(flags), math.prod(shape)) for name, shape in self.extras.items()]
+        self._data[rows] = torch.cat([field.to(self._data) for field in fields], 1)
         self._stored = int(np.count_nonzero(self._flags))
         for index in self._indexes.values():
             index.rebuild(self._flags, self._end)
@@ -296,15 +302,15 @@ class Replay:
 
     def _write_rows(self, step: Transition, rows: Ints) -> None:
         """Write step and next observation to rows [E, 2]; both field groups in one indexed copy each."""
-        device, dtype = self.storage_device, self._obs.dtype
-        where = torch.from_numpy(rows).view(-1).to(device, non_blocking=True)
-        obs = torch.stack((step.obs.to(device, dtype, non_blocking=True), step.next_obs.to(device, dtype, non_blocking=True)), 1)
-        self._obs.index_copy_(0, where, obs.flatten(0, 1))
+        device, dtype, later = self.storage_device, self._obs.dtype, self._async
+        where = torch.from_numpy(rows).view(-1).to(device, non_blocking=later)
+        obs = [value.to(device, dtype, non_blocking=later) for value in (step.obs, step.next_obs)]
+        self._obs.index_copy_(0, where, torch.stack(obs, 1).flatten(0, 1))
         fields = [step.action, step.reward, step.terminated, step.truncated]
         fields += [step.extras.get(name, math.nan) for name in self.extras]
         for place, value in zip(self._now, fields, strict=True):
             if isinstance(value, Tensor):
-                place.copy_(value.detach(), non_blocking=True)
+                place.copy_(value.detach(), non_blocking=later)
             else:
                 place.fill_(value)
         self._data.index_copy_(0, where, self._stage)
@@ -328,13 +334,15 @@ class Replay:
         if step.obs.is_floating_point() and not self._obs.is_floating_point():
             raise ValueError(f"replay: observations are stored as {self._obs.dtype}, got {step.obs.dtype}")
 
-    def _used_rows(self) -> Tensor | slice:
+    def _used_rows(self) -> Ints | slice:
         """Return the rows written so far, streams one after the other; a slice where that is possible."""
         used = np.minimum(self._end, self.rows)
         if (used[:-1] == self.rows).all():
             return slice(0, int(used.sum()))
-        rows = np.concatenate([base + np.arange(count) for base, count in zip(self._base, used, strict=True)])
-        return torch.from_numpy(rows).to(self.storage_device)
+        return np.concatenate([base + np.arange(count) for base, count in zip(self._base, used, strict=True)])
+
+    def _place(self, rows: Ints | slice) -> Tensor | slice:
+        return rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self.storage_device)
 
     def _expected_shapes(self, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """Return the shape of every field of a state with as many rows as its own counters say."""

@@ -125,13 +125,15 @@ class WindowIndex:
             entry = self._entries.index_select(0, (nth + int(self._popped[0])) % self._rows)
             row, steps = entry.long().unbind(1)
             return (row + self._clamped(steps)) % self._rows, self._mask(steps)
-        if self._streams is None:
+        streams = self._streams
+        if streams is None:
             cumulative = np.cumsum(self._pushed - self._popped)
             offset = self._popped - (cumulative - (self._pushed - self._popped))
-            self._streams = torch.from_numpy(np.stack((cumulative, offset))).to(self._entries.device, non_blocking=True)
-        stream = torch.searchsorted(self._streams[0], nth, right=True)
+            streams = torch.from_numpy(np.stack((cumulative, offset))).to(self._entries.device, non_blocking=True)
+            self._streams = streams
+        stream = torch.searchsorted(streams[0], nth, right=True)
         base = self._base_device[stream]
-        slot = base + (nth + self._streams[1][stream]) % self._rows
+        slot = base + (nth + streams[1][stream]) % self._rows
         row, steps = self._entries.index_select(0, slot).long().unbind(1)
         return base + (row + self._clamped(steps)) % self._rows, self._mask(steps)
 

@@ -156,7 +156,7 @@ def _wrap_vector(env: VectorEnv, config: EnvConfig, seed: int) -> VecEnv:
     if config.num_envs not in (1, env.num_envs):
         raise ConfigError(f"env.num_envs: the vector environment {name} has {env.num_envs} environments, got {config.num_envs}")
     if config.action_repeat not in (None, 1) or config.episode_length is not None:
-        raise ConfigError(f"env.action_repeat, env.episode_length: cannot be changed on the vector environment {name}; wrap its environments")
+        raise ConfigError(f"env.action_repeat, env.episode_length: cannot be changed on the vector environment {name}; wrap what is in it")
     if "autoreset_mode" not in env.metadata:
         raise ConfigError(f"task: the vector environment {name} does not say how it resets; set its metadata['autoreset_mode']")
     obs_shape, action_dim = check_spaces(env.single_observation_space, env.single_action_space, name)

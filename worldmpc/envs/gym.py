@@ -9,7 +9,7 @@ import re
 import gymnasium
 
 from worldmpc.config import ConfigError
-from worldmpc.envs.wrappers import SuiteEnv, own_step_limit
+from worldmpc.envs.wrappers import Env, SuiteEnv, own_step_limit
 
 NEVER_TERMINATES = frozenset({"HalfCheetah", "HumanoidStandup", "Pendulum", "Pusher", "Reacher", "Swimmer"})
 """Gymnasium's own environments (any version) whose ``step`` always returns ``terminated`` False."""
@@ -32,12 +32,7 @@ def make(name: str, *, index: int = 0, unlimited: bool = False, render: bool = F
         ConfigError: unknown id or module, or a package that the environment needs is missing.
     """
     try:
-        env = gymnasium.make(
-            name,
-            max_episode_steps=-1 if unlimited else None,
-            render_mode="rgb_array" if render else None,
-            disable_env_checker=True,
-        )
+        env = _make(name, -1 if unlimited else None, render)
     except gymnasium.error.UnregisteredEnv as error:
         near = difflib.get_close_matches(name, list_names(), n=3)
         hint = f"did you mean {' or '.join(f'gym/{match}' for match in near)}?" if near else "`worldmpc tasks gym` lists all"
@@ -48,6 +43,17 @@ def make(name: str, *, index: int = 0, unlimited: bool = False, render: bool = F
         raise ConfigError(f"task: gym/{name}: {' '.join(str(error).split())}") from error
     known = ":" not in name and re.sub(r"-v\d+$", "", name) in NEVER_TERMINATES
     return SuiteEnv(env, f"gym/{name}", own_step_limit(env), can_terminate=not known)
+
+
+def _make(name: str, limit: int | None, render: bool) -> Env:
+    # Without frames render_mode is left out: environments of users need not know that argument.
+    if render:
+        try:
+            return gymnasium.make(name, max_episode_steps=limit, disable_env_checker=True, render_mode="rgb_array")
+        except TypeError as error:
+            if "render_mode" not in str(error):
+                raise
+    return gymnasium.make(name, max_episode_steps=limit, disable_env_checker=True)
 
 
 def _missing(name: str, error: Exception) -> str:

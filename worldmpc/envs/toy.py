@@ -121,7 +121,9 @@ class Counter(gymnasium.Env[Any, Any]):
     two are equal. Episodes are numbered over the life of the object, so this is also the one that cannot be resumed exactly.
     """
 
-    def __init__(self, *, env_id: int = 0, lengths: Sequence[int] = (3, 1, 5, 2), ends: Sequence[End] = ("terminated", "truncated")) -> None:
+    def __init__(
+        self, *, env_id: int = 0, lengths: Sequence[int] = (3, 1, 5, 2), ends: Sequence[End] = ("terminated", "truncated")
+    ) -> None:
         """Make the task with a number of its own and its schedule."""
         self.observation_space = Box(-1.0, np.inf, (3,), np.float32)
         self.action_space = Box(-1.0, 1.0, (1,), np.float32)

@@ -6,13 +6,13 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
 from worldmpc.envs.wrappers import FAILURE_KEY, SUCCESS_KEYS, EnvError
@@ -147,6 +147,9 @@ class VecEnv:
             raise
         except Exception as error:
             raise EnvError(f"{self.spec.name}: render failed: {type(error).__name__}: {error}") from error
+        for frame in frames or ():
+            if isinstance(frame, str):
+                raise EnvError(frame)
         if frames is None or any(frame is None for frame in frames):
             raise EnvError(f"{self.spec.name}: no frames; make the environments with render=True")
         return tuple(np.asarray(frame) for frame in frames)
@@ -219,7 +222,8 @@ class VecEnv:
         saved = state["actions"].cpu().numpy()
         seeds = [episode_seed(self._seed, env, int(episode)) for env, episode in enumerate(self._episode)]
         actions = [saved[env, :count] for env, count in enumerate(steps)]
-        reached = self._call("replay", lambda: self._env.call("replay", seeds, actions))
+        call = cast(SyncVectorEnv | AsyncVectorEnv, self._env).call
+        reached = self._call("replay", lambda: call("replay", seeds, actions))
         for index, (obs, expected) in enumerate(zip(reached, state["obs"].cpu().numpy(), strict=True)):
             if isinstance(obs, str):
                 return f"environment {index}: {obs}"

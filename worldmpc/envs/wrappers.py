@@ -77,14 +77,13 @@ class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> StepResult:
         """Take one decision: the last observation, the summed reward, the last flags and info."""
-        total = 0.0
-        for _ in range(self._repeat):
-            result = self.env.step(action)
-            total += float(result[1])
-            if result[2] or result[3]:
+        obs, total, terminated, truncated, info = self.env.step(action)
+        for _ in range(self._repeat - 1):
+            if terminated or truncated:
                 break
-        obs, _, terminated, truncated, info = result
-        return obs, total, bool(terminated), bool(truncated), info
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total = float(total) + float(reward)
+        return obs, total, terminated, truncated, info
 
 
 class FloatObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
@@ -95,9 +94,9 @@ class FloatObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
         super().__init__(env)
         space = env.observation_space
         assert isinstance(space, Box)
-        limit = float(np.finfo(np.float32).max)
-        low, high = (np.where(np.abs(bound) > limit, np.sign(bound) * np.inf, bound) for bound in (space.low, space.high))
-        self.observation_space = Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+        with np.errstate(over="ignore"):  # a bound too large for float32 is no bound
+            low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        self.observation_space = Box(low, high, dtype=np.float32)
 
     def observation(self, observation: Any) -> Any:
         """Return [O] as float32."""
@@ -139,13 +138,13 @@ class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
-            kept = {"success": float(info[key]) for key in SUCCESS_KEYS if key in info}
-            return obs, float(reward), bool(terminated), bool(truncated), kept
+            success = next((float(info[key]) for key in SUCCESS_KEYS if key in info), None)
+            return obs, float(reward), bool(terminated), bool(truncated), {} if success is None else {"success": success}
         except Exception as error:
             return self._blank_obs(), 0.0, False, False, self._fail("step", error)
 
     def render(self) -> Any:
-        """Return one frame [height, width, 3] uint8.
+        """Return one frame [height, width, 3] uint8, or in a worker the error as text.
 
         Raises:
             EnvError: the environment cannot render here.
@@ -153,6 +152,8 @@ class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         try:
             return self.env.render()
         except Exception as error:
+            if self._in_worker:
+                return self._message("render", error)
             raise EnvError(self._message("render", error)) from error
 
     def replay(self, seeds: list[int], actions: list[np.ndarray]) -> np.ndarray | str:

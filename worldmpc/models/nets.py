@@ -18,35 +18,33 @@ def mish(x: Tensor) -> Tensor:
     """
     if not x.is_cpu:
         return F.mish(x)
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _Mish.apply(x)[0]
-    return _mish_parts(x)[0]
+    return _Mish.apply(x) if torch.is_grad_enabled() and x.requires_grad else _tanh_softplus(torch.sigmoid(x)).mul_(x)
 
 
-def _mish_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    sigmoid = torch.sigmoid(x)
-    t = (1 - sigmoid).square_().add_(1).reciprocal_().mul_(2).sub_(1)
-    return x * t, sigmoid, t
+def _tanh_softplus(sigmoid: Tensor) -> Tensor:
+    """tanh(log(1 + exp x)) from sigmoid(x), in place: a fresh tensor costs a CPU more than the arithmetic."""
+    return sigmoid.neg_().add_(1).square_().add_(1).reciprocal_().mul_(2).sub_(1)
 
 
 class _Mish(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _mish_parts(x)
+    def forward(x: Tensor) -> Tensor:
+        return _tanh_softplus(torch.sigmoid(x)).mul_(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*inputs, *output[1:])
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> Tensor:
-        # d/dx = t + x s (1 - t^2)
-        x, sigmoid, t = ctx.saved_tensors
-        slope = x * sigmoid
-        return torch.addcmul(slope, slope, t * t, value=-1).add_(t).mul_(grad)
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # With t = tanh(log(1 + exp x)) and s = sigmoid(x): d/dx = t + x s (1 - t^2).
+        (x,) = ctx.saved_tensors
+        sigmoid = torch.sigmoid(x)
+        t = _tanh_softplus(sigmoid.clone())
+        slope = sigmoid.mul_(x)
+        return (t * t).mul_(slope).neg_().add_(slope).add_(t).mul_(grad)
 
 
 class SimNorm(nn.Module):

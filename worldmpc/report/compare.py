@@ -136,13 +136,13 @@ def _compare_group(group: Sequence[Run], algorithm: str, at: int | None) -> Comp
     if not reason:
         reason = _gap(runs, rows, step)
     notes += _step_notes(runs, rows, step)
-    means = [row.return_mean if row else math.nan for row in rows]
+    means = [float(row.return_mean) if row else math.nan for row in rows]
     if len(runs) < MIN_SEEDS:
         notes.append(f"{len(runs)} seed{'s' * (len(runs) > 1)}; the gate asks for at least {MIN_SEEDS}")
     mean, point = _mean(means), curve.at(step) if curve else None
     passed = None
     if not reason and point is not None:
-        passed = mean >= point.min
+        passed = bool(mean >= point.min)
         sign = ">=" if passed else "<" if math.isfinite(mean) else "is not"
         reason = f"mean {mean:.1f} {sign} {point.min:.1f}, the lowest published seed, at {step:,} simulator steps"
     return Comparison(

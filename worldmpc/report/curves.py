@@ -123,7 +123,8 @@ def _draw_first_point(axes: Axes, curve: Curve, first: Point, reached: int) -> f
     axes.axhline(first.mean, color=REFERENCE_COLOR, linewidth=1.2, linestyle=":", zorder=1, label=None if shown else label)
     if not shown:
         return reached * 1.25
-    axes.plot([first.step], [first.mean], color=REFERENCE_COLOR, linestyle=":", linewidth=1.3, marker="D", markersize=5.5, label=label, zorder=4)
+    style = {"linestyle": ":", "linewidth": 1.3, "marker": "D", "markersize": 5.5}
+    axes.plot([first.step], [first.mean], color=REFERENCE_COLOR, label=label, zorder=4, **style)
     _error_bars(axes, [first])
     return float(max(reached, first.step))
 

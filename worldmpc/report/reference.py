@@ -120,7 +120,7 @@ def reference_tasks(algorithm: str = DEFAULT_ALGORITHM) -> tuple[str, ...]:
 def _curves() -> dict[tuple[str, str], Curve]:
     points: dict[tuple[str, str, str], list[Point]] = {}
     for name in FILES:
-        text = resources.files(__package__).joinpath("data", name).read_text(encoding="utf-8")
+        text = resources.files("worldmpc.report").joinpath("data", name).read_text(encoding="utf-8")
         for row in csv.DictReader(text.splitlines()):
             algorithm, band = _split_algorithm(row["algorithm"])
             seeds = int(row["num_seeds"]) if row["num_seeds"] else None

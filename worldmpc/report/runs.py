@@ -232,6 +232,13 @@ def read_metrics(path: str | Path) -> tuple[list[dict[str, Any]], tuple[str, ...
     return records, notes
 
 
+def is_result_file(file: Path) -> bool:
+    """Return whether a CSV has the columns of a result file (benchmarks and the like have others)."""
+    with file.open(encoding="utf-8") as lines:
+        header = next((line for line in lines if not line.startswith("#")), "")
+    return set(REQUIRED) <= set(header.strip().split(","))
+
+
 class _Row(NamedTuple):
     line: int
     values: dict[str, str]
@@ -252,15 +259,9 @@ def _find_below(folder: Path) -> list[Run]:
     for entry in sorted(folder.iterdir()):
         if entry.is_dir():
             runs += _find_below(entry)
-        elif entry.suffix == ".csv" and _is_result_file(entry):
+        elif entry.suffix == ".csv" and is_result_file(entry):
             runs += load_results(entry)
     return runs
-
-
-def _is_result_file(file: Path) -> bool:
-    with file.open(encoding="utf-8") as lines:
-        header = next((line for line in lines if not line.startswith("#")), "")
-    return set(REQUIRED) <= set(header.strip().split(","))
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -352,4 +353,4 @@ def _cell(value: float) -> str:
     """Numbers as text; NaN as an empty cell."""
     if isinstance(value, int):
         return str(value)
-    return "" if value != value else f"{value:.6g}"
+    return "" if value != value else f"{value:.8g}"

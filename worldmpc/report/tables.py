@@ -13,13 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from worldmpc.report.compare import Comparison, compare
+from worldmpc.report.compare import MIN_SEEDS, Comparison, compare
 from worldmpc.report.reference import DEFAULT_ALGORITHM
-from worldmpc.report.runs import Run, RunError, find_runs
+from worldmpc.report.runs import Run, RunError, is_result_file, load_results
 
 BEGIN = "<!-- results:begin -->"
 END = "<!-- results:end -->"
-_HEADER = ("task", "preset", "seeds", "simulator steps", "return (min..max over seeds)", "prior alone", "published (min..max)", "gate", "data")
+_HEADER = ("task", "preset", "seeds", "simulator steps", "return (min..max)", "prior alone", "published (min..max)", "gate", "data")
 
 
 def results_table(results: str | Path, algorithm: str = DEFAULT_ALGORITHM) -> str:
@@ -31,19 +31,18 @@ def results_table(results: str | Path, algorithm: str = DEFAULT_ALGORITHM) -> st
     folder = Path(results)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder")
-    runs = find_runs(folder) if any(folder.rglob("*.csv")) else []
+    runs = [run for file in sorted(folder.rglob("*.csv")) if is_result_file(file) for run in load_results(file)]
     if not runs:
         return f"No results in `{folder.name}/` yet."
     rows = compare(runs, algorithm)
     lines = ["| " + " | ".join(_HEADER) + " |", "|---|---|" + "--:|" * 5 + "---|---|"]
     lines += ["| " + " | ".join(_cells(row, _sources(row, runs, folder))) + " |" for row in rows]
-    few = [row for row in rows if len(row.seeds) < 3]
     text = (
-        "Mean episode return of planning, over seeds, at equal simulator steps (decisions x action repeat). "
+        "Episode return of planning: mean over seeds, lowest and highest seed, at equal simulator steps (decisions x action repeat). "
         "The gate is passed where our mean reaches the lowest published seed; '-' where there is no published point to compare with."
     )
-    if few:
-        text += " (*) fewer than 3 seeds: an observation, not yet evidence."
+    if any(len(row.seeds) < MIN_SEEDS for row in rows):
+        text += f" (*) fewer than {MIN_SEEDS} seeds: an observation, not yet evidence."
     return "\n".join([*lines, "", text])
 
 
@@ -107,7 +106,7 @@ def _cells(row: Comparison, sources: str) -> list[str]:
     published = f"{reference.mean:.0f} ({reference.min:.0f}..{reference.max:.0f})" if reference else "-"
     gate = {True: "pass", False: "**fail**", None: "-"}[row.passed]
     name = row.preset if row.agent == "tdmpc2" else f"{row.agent}, {row.preset}"
-    seeds = f"{len(row.seeds)}{'*' * (len(row.seeds) < 3)}".replace("*", " (*)")
+    seeds = str(len(row.seeds)) if len(row.seeds) >= MIN_SEEDS else f"{len(row.seeds)} (*)"
     ours = f"**{_round(row.mean)}** ({_round(row.min)}..{_round(row.max)})"
     return [row.task, name, seeds, f"{row.step:,}", ours, _round(row.prior_mean), published, gate, sources]
 

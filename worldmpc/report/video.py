@@ -32,12 +32,12 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> P
     writer = imageio_ffmpeg.write_frames(
         str(partial),
         (width + width % 2, height + height % 2),
-        fps=fps,
+        fps=fps,  # pyright: ignore[reportArgumentType]
         codec="libx264",
         pix_fmt_in="rgb24",
         pix_fmt_out="yuv420p",
         macro_block_size=2,
-        quality=None,
+        quality=None,  # pyright: ignore[reportArgumentType]
         output_params=["-crf", "18", "-movflags", "+faststart"],
         ffmpeg_log_level="error",
     )

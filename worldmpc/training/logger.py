@@ -279,9 +279,8 @@ class _Display:
         self._known: dict[str, float] = {}
         self._pending = False
         self._live: Live | None = None
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f}%"), auto_refresh=False, expand=True
-        )
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f}%"))
+        self._bar = Progress(*columns, auto_refresh=False, expand=True)
         self._task = self._bar.add_task("simulator steps", total=total)
 
     def remember(self, record: Mapping[str, float]) -> None:

@@ -1,0 +1,100 @@
+"""Hooks around the training loop: log, evaluate, checkpoint."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from worldmpc.envs.vector import VecEnv
+from worldmpc.training.checkpoint import CheckpointStore
+from worldmpc.training.evaluator import evaluate
+from worldmpc.training.logger import RunLogger, Throughput
+from worldmpc.training.trainer import Every, TrainState, check_losses
+from worldmpc.types import Metrics
+
+
+class LogHook:
+    """Writes the losses, episode returns and rates of the last stretch to the logger, and keeps the progress display alive."""
+
+    def __init__(self, logger: RunLogger, throughput: Throughput, every: int) -> None:
+        self.logger, self.throughput, self.every = logger, throughput, Every(every)
+
+    def __call__(self, state: TrainState, metrics: Metrics) -> None:
+        """Log where due."""
+        self.logger.progress(state.decisions, state.env_steps, state.updates)
+        if not self.every.due(state.decisions, state.envs.num_envs):
+            return
+        check_losses(metrics, state.agent.config.train.max_loss)
+        record: dict[str, float] = {f"train/{name}": float(value) for name, value in metrics.items()}
+        if state.finished:
+            record["train/episode_return"] = float(np.mean([episode.ret for episode in state.finished]))
+            record["train/episode_length"] = float(np.mean([episode.length for episode in state.finished]))
+            state.finished.clear()
+        record |= self.throughput.since_last(decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
+        record["time/seconds"] = self.throughput.seconds
+        self.logger.log(_counters(state) | record)
+
+
+class EvalHook:
+    """Evaluates the planner, and the policy prior alone, on environments of their own; remembers the best."""
+
+    def __init__(self, logger: RunLogger, throughput: Throughput, envs: VecEnv, every: int, episodes: int, prior: bool) -> None:
+        self.logger, self.throughput, self.envs, self.every = logger, throughput, envs, Every(every)
+        self.episodes, self.prior = episodes, prior
+        self.best, self.last, self.improved = float("-inf"), float("nan"), False
+        self.evaluated_at = -1
+
+    def __call__(self, state: TrainState, metrics: Metrics) -> None:
+        """Evaluate where due."""
+        if self.every.due(state.env_steps, state.envs.num_envs * state.envs.spec.action_repeat):
+            self.run(state)
+
+    def run(self, state: TrainState) -> None:
+        """Evaluate now."""
+        with self.throughput.paused():
+            begin = time.perf_counter()
+            result = evaluate(state.agent, self.envs, self.episodes, index=state.decisions)
+            row: dict[str, float | None] = {
+                "return_mean": result.mean_return,
+                "return_min": min(result.returns),
+                "return_max": max(result.returns),
+                "return_std": float(np.std(result.returns)),
+                "length_mean": float(np.mean(result.lengths)),
+                "success": float(np.mean(result.success)),
+                "episodes": self.episodes,
+            }
+            if self.prior and state.agent.config.planner.mpc:
+                row["prior_return_mean"] = evaluate(state.agent, self.envs, self.episodes, mode="prior", index=state.decisions).mean_return
+            row["seconds"] = time.perf_counter() - begin
+        counters = {name: value for name, value in _counters(state).items() if name != "episodes"}
+        self.logger.log_eval(counters | row)
+        self.last, self.evaluated_at = result.mean_return, state.decisions
+        self.improved = result.mean_return > self.best
+        self.best = max(self.best, result.mean_return)
+
+
+class CheckpointHook:
+    """Saves the whole state at fixed intervals, and the best evaluated one besides."""
+
+    def __init__(self, store: CheckpointStore, evaluation: EvalHook, every: int, replay: bool, meta: dict[str, object]) -> None:
+        self.store, self.evaluation, self.every, self.replay, self.meta = store, evaluation, Every(every), replay, meta
+
+    def __call__(self, state: TrainState, metrics: Metrics) -> None:
+        """Save where due, and where the evaluation just made is the best so far."""
+        best = self.evaluation.improved and self.evaluation.evaluated_at == state.decisions
+        if best or self.every.due(state.env_steps, state.envs.num_envs * state.envs.spec.action_repeat):
+            self.save(state, best=best)
+
+    def save(self, state: TrainState, best: bool = False) -> None:
+        """Save now."""
+        tree = state.state_dict()
+        if not self.replay:
+            del tree["replay"]
+        tree["loop"]["best_return"] = self.evaluation.best
+        self.store.save(state.env_steps, tree, {**self.meta, **_counters(state)}, best=best)
+        self.evaluation.improved = False
+
+
+def _counters(state: TrainState) -> dict[str, float]:
+    return {"decisions": state.decisions, "env_steps": state.env_steps, "updates": state.updates, "episodes": state.episodes}

@@ -1,0 +1,283 @@
+"""A whole run: from a configuration to a folder with metrics, evaluations, checkpoints, a learning curve and a video."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from worldmpc.agents.tdmpc2 import TDMPC2
+from worldmpc.config import ConfigError, EnvConfig, RunConfig, seed_decisions
+from worldmpc.envs import EnvError, Task, VecEnv, canonical_task, make_envs, rendering_backend
+from worldmpc.envs.rendering import rendering_hint
+from worldmpc.noise import derive_seed
+from worldmpc.report.curves import plot_curves
+from worldmpc.report.provenance import command_line, git_commit, machine_info
+from worldmpc.report.runs import load_run
+from worldmpc.report.video import write_video
+from worldmpc.runtime import keep_freed_memory, resolve_device, set_threads
+from worldmpc.training.checkpoint import CheckpointStore, check_same_architecture, load_checkpoint
+from worldmpc.training.evaluator import evaluate
+from worldmpc.training.hooks import CheckpointHook, EvalHook, LogHook
+from worldmpc.training.logger import RunLogger, Throughput
+from worldmpc.training.trainer import DivergenceError, TrainState, make_state, train
+
+MAX_EVAL_ENVS = 10
+
+class RunResult(NamedTuple):
+    """Where a run ended."""
+
+    run_dir: Path
+    decisions: int
+    env_steps: int
+    last_return: float
+    best_return: float
+    finished: bool
+    """False where a signal ended it early; ``resume=auto`` goes on."""
+
+def run(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, ...] = ()) -> RunResult:
+    """Train as configured, or go on where an earlier run of this configuration stopped.
+
+    Args:
+        config: everything about the run.
+        task: an environment, a factory or a vector environment to use instead of ``config.task``.
+        extra_hooks: called after the updates of every step, as ``hook(state, metrics)``.
+
+    Raises:
+        ConfigError: the configuration cannot be used with this task, device or folder.
+        CheckpointError: the checkpoint to resume from cannot be read, or writing one failed.
+        DivergenceError: a loss exploded; the state before it is saved.
+        EnvError: an environment failed; the state before it is saved.
+    """
+    keep_freed_memory()
+    set_threads(config.threads)
+    device = resolve_device(config.device)
+    if task is None:
+        config = dataclasses.replace(config, task=canonical_task(config.task))
+        task = config.task
+    with ExitStack() as stack:
+        folder, checkpoint = choose_folder(config)
+        stack.enter_context(_lock(folder))
+        envs = stack.enter_context(make_envs(task, config.env, seed=config.seed))
+        eval_envs = stack.enter_context(_eval_envs(task, config, envs))
+        total = math.ceil(config.steps / envs.spec.action_repeat)
+        random_decisions = seed_decisions(config, envs.spec.episode_length)
+        agent = TDMPC2(config, envs.spec, device, total_updates=max(int(total * config.train.utd), 1))
+        state = make_state(agent, envs, capacity=min(config.replay.capacity, total), seed_decisions=random_decisions)
+        logger = stack.enter_context(RunLogger(folder, config.log, total_env_steps=total * envs.spec.action_repeat))
+        best = _restore(state, checkpoint, logger, config)
+        meta = _write_meta(folder, config, envs, checkpoint)
+        throughput = Throughput(decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
+        evaluation = EvalHook(logger, throughput, eval_envs, config.eval_freq, config.eval.episodes, config.eval.prior)
+        evaluation.best = best
+        store = CheckpointStore(folder / "checkpoints", keep=config.checkpoint.keep)
+        saving = CheckpointHook(store, evaluation, config.checkpoint.every, config.checkpoint.replay, meta)
+        _introduce(logger, state, config, device, folder, checkpoint)
+        stack.enter_context(_stop_on_signals(state, logger))
+        if state.decisions == 0:
+            evaluation.run(state)
+        hooks = (LogHook(logger, throughput, config.log.every), evaluation, saving, *extra_hooks)
+        try:
+            train(state, hooks, total)
+        except (DivergenceError, EnvError) as error:
+            saving.save(state)
+            raise type(error)(f"{error} [saved at {state.env_steps:,} simulator steps in {folder}]") from error
+        finished = state.decisions >= total and state.settled
+        if finished and evaluation.evaluated_at != state.decisions:
+            evaluation.run(state)
+        saving.save(state, best=evaluation.improved)
+        result = RunResult(folder, state.decisions, state.env_steps, evaluation.last, evaluation.best, finished)
+        _finish(result, logger, config, task, agent, throughput.seconds)
+        return result
+
+def choose_folder(config: RunConfig) -> tuple[Path, Path | None]:
+    """Return the folder of the run, created, and the checkpoint to resume from, if any.
+
+    Raises:
+        ConfigError: ``run_dir`` holds another run, or ``resume`` names nothing that can be resumed.
+    """
+    if config.resume not in ("never", "auto"):
+        path = Path(config.resume)
+        if (path / "checkpoints").is_dir():
+            newest = CheckpointStore(path / "checkpoints", keep=config.checkpoint.keep).newest_valid()
+            if newest is None:
+                raise ConfigError(f"resume: no usable checkpoint in {path / 'checkpoints'}")
+            return path, newest
+        if not (path / "meta.json").is_file():
+            raise ConfigError(f"resume: expected never, auto, a run folder or a checkpoint folder, got '{config.resume}'")
+        return path.parent.parent, path
+    base = Path(config.run_dir) if config.run_dir else default_folder(config)
+    candidates = [base] if config.run_dir else [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 10_000))]
+    taken = [path for path in candidates[: _first_free(candidates)] if _holds_run(path)]
+    if config.resume == "auto":
+        for path in reversed(taken):
+            newest = CheckpointStore(path / "checkpoints", keep=config.checkpoint.keep).newest_valid()
+            if newest is not None:
+                return path, newest
+        folder = taken[-1] if taken else base  # killed before its first checkpoint: begin again in the same place
+    elif taken and config.run_dir:
+        raise ConfigError(f"run_dir: {base} already holds a run; go on with resume=auto, or choose another run_dir")
+    else:
+        folder = candidates[_first_free(candidates)]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, None
+
+def default_folder(config: RunConfig) -> Path:
+    """Return runs/<task>/<agent>-<preset>-seed<seed>."""
+    slug = config.task.replace("/", "-").replace(":", "-")
+    return Path("runs") / slug / f"{config.agent}-{config.preset}-seed{config.seed}"
+
+def _first_free(candidates: list[Path]) -> int:
+    return next((index for index, path in enumerate(candidates) if not _holds_run(path)), len(candidates))
+
+def _holds_run(path: Path) -> bool:
+    return (path / "config.json").exists() or (path / "checkpoints").exists()
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep a second process out of the folder."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"run_dir: another process is writing to {folder}; choose another run_dir or wait") from error
+        yield
+
+def _eval_envs(task: Task, config: RunConfig, envs: VecEnv) -> VecEnv:
+    if not isinstance(task, str) and not callable(task):
+        raise ConfigError("task: training evaluates on environments of its own; pass a function that makes the environment")
+    number = min(config.eval.episodes, MAX_EVAL_ENVS)
+    eval_config: EnvConfig = dataclasses.replace(config.env, num_envs=number, workers="sync")
+    return make_envs(task, eval_config, seed=derive_seed(config.seed, "eval") % 2**31)
+
+def _restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, config: RunConfig) -> float:
+    """Load the checkpoint and drop what was logged after it; return the best evaluation so far."""
+    if checkpoint is None:
+        logger.truncate(-1)
+        return float("-inf")
+    tree, meta = load_checkpoint(checkpoint)
+    for line in _config_changes(meta.get("config", {}), config.to_dict()):
+        logger.message(f"resume: {line}")
+    check_same_architecture(state.agent.model.state_dict(), tree["agent"]["model"])
+    try:
+        state.load_state_dict(tree)
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"resume: {checkpoint} does not fit this configuration: {reason[:400]}") from error
+    logger.truncate(state.decisions)
+    return float(tree["loop"]["best_return"])
+
+def _config_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in new.items():
+        before = old.get(name)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            yield from _config_changes(before, value, f"{prefix}{name}.")
+        elif before != value and f"{prefix}{name}" not in ("resume", "run_dir"):
+            yield f"{prefix}{name} was {before!r}, is now {value!r}"
+
+def _write_meta(folder: Path, config: RunConfig, envs: VecEnv, checkpoint: Path | None) -> dict[str, Any]:
+    spec = envs.spec
+    meta = {
+        "command": command_line(),
+        "commit": git_commit(),
+        "machine": machine_info(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "spec": {
+            "name": spec.name,
+            "obs_shape": list(spec.obs_shape),
+            "action_dim": spec.action_dim,
+            "episode_length": spec.episode_length,
+            "action_repeat": spec.action_repeat,
+            "can_terminate": spec.can_terminate,
+        },
+    }
+    if checkpoint is not None and (folder / "meta.json").exists():
+        first = json.loads((folder / "meta.json").read_text())
+        meta = first | {"resumed": [*first.get("resumed", []), {name: meta[name] for name in ("command", "commit", "machine", "started")}]}
+    _write_json(folder / "meta.json", meta)
+    _write_json(folder / "config.json", config.to_dict())
+    return {"config": config.to_dict(), "spec": meta["spec"]}
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(data, indent=2) + "\n")
+    os.replace(partial, path)
+
+def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, device: str, folder: Path, checkpoint: Path | None) -> None:
+    agent = state.agent
+    logger.table([{"network": name, "parameters": count} for name, count in agent.model.parameter_table()], title="world model")
+    logger.message(
+        f"{agent.spec.name}: {agent.config.agent}, preset {config.preset}, seed {config.seed}, discount {agent.discount:.4g}, "
+        f"{state.source.seed_decisions:,} random decisions first, {config.train.utd:g} updates per decision, "
+        f"{state.envs.num_envs} environments, device {device}"
+    )
+    logger.message(state.source.replay.describe())
+    if checkpoint is not None:
+        logger.message(f"resumed from {checkpoint} at {state.env_steps:,} simulator steps")
+    logger.message(f"writing to {folder}")
+
+@contextmanager
+def _stop_on_signals(state: TrainState, logger: RunLogger) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end the loop at the next clean point; a second one ends the process at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        state.stop = True
+        signal.signal(number, before[number])
+        logger.message(f"{signal.Signals(number).name}: saving and stopping; once more to stop at once")
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, handle)
+    except ValueError:  # not the main thread: whoever owns it decides about signals
+        before.clear()
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+def _finish(result: RunResult, logger: RunLogger, config: RunConfig, task: Task, agent: TDMPC2, seconds: float) -> None:
+    """Draw the curve, record the video, and say what was reached and where to look."""
+    plot_curves([load_run(result.run_dir)], result.run_dir / "curve.png")
+    if not result.finished:
+        logger.message(f"stopped at {result.env_steps:,} simulator steps, saved in {result.run_dir}; go on with resume=auto")
+        return
+    video = ""
+    if config.eval.video:
+        video = _attempt_video(result.run_dir / "final.mp4", task, config, agent, logger)
+    logger.message(
+        f"done: {agent.spec.name} return {result.last_return:.1f} (best {result.best_return:.1f}) after {result.env_steps:,} simulator steps "
+        f"in {seconds / 60:.1f} minutes of training; look at {result.run_dir}/curve.png{video}"
+    )
+
+def _attempt_video(path: Path, task: Task, config: RunConfig, agent: TDMPC2, logger: RunLogger) -> str:
+    if rendering_backend() is None:
+        logger.message(f"no video: {rendering_hint()}")
+        return ""
+    try:
+        record_video(path, task, config, agent)
+    except EnvError as error:
+        logger.message(f"no video: {error}")
+        return ""
+    return f", {path}"
+
+def record_video(path: Path, task: Task, config: RunConfig, agent: TDMPC2, *, index: int = 0) -> float:
+    """Record one evaluation episode as an mp4 and return its return.
+
+    Raises:
+        EnvError: the environment cannot render.
+    """
+    with make_envs(task, dataclasses.replace(config.env, num_envs=1, workers="sync"), seed=config.seed, render=True) as envs:
+        result = evaluate(agent, envs, 1, index=index, record=True)
+        write_video(path, result.frames, fps=25)
+    return result.mean_return
