@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import make_config
@@ -67,3 +68,26 @@ def batch(name: str) -> Batch:
         mask=torch.ones_like(flags),
         index=torch.zeros(flags.shape, dtype=torch.int64),
     )
+
+
+def check_compiled(name: str) -> None:
+    """Assert that a compiled update and plan equal the eager ones, and that the next ones do not compile again."""
+    recorded = batch(name)
+    agents = [agent(name, compile=compiled, **{"model.dropout": 0.01}) for compiled in (False, True)]
+    noise = agents[0].streams["update"].draw(agents[0].noise_specs(3, 8))
+    plan_noise = agents[0].streams["explore"].draw(agents[0].planner.noise_specs(2))
+    obs, start = recorded.obs[0, :2], agents[0].init_carry(2).plan
+
+    def step(one: TDMPC2):
+        plan = one._plan(one.model, one.model.encode(obs).detach(), start, plan_noise, True)
+        one.update_with_noise(recorded, noise)
+        return plan
+
+    expected, compiled = (step(one) for one in agents)
+    for ours, theirs in zip(compiled[:5], expected[:5], strict=True):
+        assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    state = agents[1].model.state_dict()
+    for key, value in agents[0].model.state_dict().items():
+        assert (state[key] - value).abs().max() < 1e-4, key
+    with torch.compiler.set_stance("fail_on_recompile"):
+        step(agents[1])

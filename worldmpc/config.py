@@ -195,10 +195,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "cpu": {
         "model": {"size": "cpu"},
-        "planner": {"num_samples": 128, "num_elites": 24, "num_pi_trajs": 8, "iterations": 4},
-        "loss": {"batch_size": 128},
+        "planner": {"num_samples": 96, "num_elites": 16, "num_pi_trajs": 8, "iterations": 3},
+        "loss": {"batch_size": 64},
         "steps": 100_000,
-        "eval_freq": 5_000,
+        "eval_freq": 10_000,
     },
     "debug": {
         "model": {"enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "num_enc_layers": 2, "num_q": 2},

@@ -23,9 +23,13 @@ def tree_where(mask: Tensor, yes: TreeT, no: TreeT) -> TreeT:
     return type(yes)(*[tree_where(mask, one, other) for one, other in zip(yes, no, strict=True)])  # type: ignore[return-value]
 
 
+COMPILE_BACKEND = "inductor"
+"""What ``compile=true`` compiles with."""
+
+
 def maybe_compile(function: FunctionT, enabled: bool) -> FunctionT:
     """Compile a pure function of static shapes, or return it as it is."""
-    return torch.compile(function, dynamic=False) if enabled else function  # type: ignore[return-value]
+    return torch.compile(function, dynamic=False, backend=COMPILE_BACKEND) if enabled else function  # type: ignore[return-value]
 
 
 def learning_rate_scale(config: OptimConfig, update: int, total_updates: int) -> float:

@@ -35,7 +35,8 @@ class NoiseSpec(NamedTuple):
 def derive_seed(seed: int, *purpose: str | int) -> int:
     """Return a 63-bit seed for a purpose; different purposes give independent streams."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in purpose]
-    state = np.random.SeedSequence([seed, *words]).generate_state(2, np.uint32)
+    # The count of words goes in as well: numpy takes trailing zeros for padding.
+    state = np.random.SeedSequence([len(words), seed, *words]).generate_state(2, np.uint32)
     return (int(state[0]) << 31) ^ int(state[1])
 
 

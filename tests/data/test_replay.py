@@ -135,15 +135,15 @@ def same(one: torch.Tensor, two: torch.Tensor) -> bool:
 
 def assert_same(one: Batch, two: Batch) -> None:
     """Every field of two batches is equal."""
-    for name, left, right in zip(Batch._fields, one, two, strict=True):
-        if name == "extras":
-            assert left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-        else:
-            assert same(left, right), name
+    assert one.extras.keys() == two.extras.keys()
+    fields = {name: (one.extras[name], two.extras[name]) for name in one.extras}
+    fields |= {name: (getattr(one, name), getattr(two, name)) for name in Batch._fields if name != "extras"}
+    for name, (left, right) in fields.items():
+        assert same(left, right), name
 
 
 def assert_same_state(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
-    """Every field of two states is equal, extras of scratch rows aside."""
+    """Every field of two states is equal."""
     assert one.keys() == two.keys()
     for name in one:
         assert same(one[name], two[name]), name
@@ -192,13 +192,28 @@ def test_sampling_is_uniform_over_starts() -> None:
     assert abs(chi2 - count) < 5 * math.sqrt(2 * count)
 
 
-@pytest.mark.parametrize("edge", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize("edge", [0.0, 1 - 2**-53, 1.0])
 def test_edges_of_u_select_oldest_and_newest(edge: float) -> None:
-    """The smallest number selects the oldest start, the largest one below 1 the newest, also where rounding would leave the range."""
+    """The smallest number selects the oldest start, the largest one the newest, and 1 itself does no harm."""
     replay = small(capacity=1000)
     steps = fill(replay, [500, 600])
     rewards = replay.sample(torch.tensor([edge], dtype=torch.float64)).reward[:, 0].tolist()
     assert rewards == ([steps - 3, steps - 2, steps - 1] if edge else [steps - 999, steps - 998, steps - 997])
+
+
+def test_extras_of_any_shape() -> None:
+    """Matrices, vectors and numbers side by side; none of them spills into another."""
+    shapes = {"matrix": (2, 3), "number": (), "vector": (1,)}
+    replay = small(extras=shapes)
+    values = {name: torch.rand(4, *shape) for name, shape in shapes.items()}
+    for index in range(4):
+        replay.add(one(index)._replace(extras={name: value[index : index + 1] for name, value in values.items()}))
+    batch = every(replay)
+    for name, value in values.items():
+        assert torch.equal(batch.extras[name][:, 1], value[1:4])
+        replay.write(name, batch.index, batch.extras[name] + 1)
+        assert torch.equal(every(replay).extras[name][:, 1], value[1:4] + 1)
+    assert torch.equal(every(replay).reward, batch.reward)
 
 
 def test_last_step_of_every_episode_is_reachable_and_newest_at_once() -> None:

@@ -68,12 +68,13 @@ def test_everything_comes_back_exactly(tmp_path: Path) -> None:
     dtypes = list(module.DTYPES)
     tree = {
         "dtypes": {str(dtype): torch.arange(5).to(dtype) for dtype in dtypes},
-        "shapes": {"scalar": torch.tensor(2.5, dtype=torch.float64), "empty": torch.zeros(0, 3, dtype=torch.bool), "nan": torch.tensor([math.nan])},
+        "shapes": {"scalar": torch.tensor(2.5, dtype=torch.float64), "empty": torch.zeros(0, 3, dtype=torch.bool)},
         "layouts": {"transposed": base.T, "slice": base[1:3, ::2], "shared": base, "again": base, "expanded": base[0].expand(3, 6)},
         "rng": torch.get_rng_state(),
         "parameter": {"a.b": torch.nn.Parameter(torch.ones(2)), "a": {"b": torch.zeros(2)}, "__metadata__": torch.ones(1)},
         "optimiser": optimiser().state_dict(),
-        "plain": {"int": 2**70, "neg": -0.0, "inf": [math.inf, -math.inf, math.nan], "bools": (True, None), "empty": [{}, [], ()], "text": "ü\n"},
+        "plain": {"int": 2**70, "neg": -0.0, "bools": (True, None), "empty": [{}, [], ()], "text": "ü\n"},
+        "not_finite": [math.inf, -math.inf, math.nan, torch.tensor([math.nan])],
         "keys": {1: "one", "1": "text", "$tensor": {"$float": "nan"}},
         "number": 3,
         "nothing": {},
@@ -93,7 +94,7 @@ def test_everything_comes_back_exactly(tmp_path: Path) -> None:
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 TREES = st.recursive(
     LEAVES | st.builds(torch.full, st.tuples(st.integers(0, 3), st.integers(0, 2)), st.floats(-9, 9)),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | st.integers(), inner, max_size=3) | st.tuples(inner, inner),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner) | st.dictionaries(st.text(max_size=4) | st.integers(), inner, max_size=3),
     max_leaves=12,
 )
 
@@ -150,10 +151,7 @@ def operations(monkeypatch: pytest.MonkeyPatch, fail_at: int, error: BaseExcepti
             called.append(name)
             if len(called) == fail_at:
                 raise error
-            result = function(*args, **keywords)
-            if name == "open" and "w" in args[1]:
-                result.write = wrap("write", result.write) if not isinstance(result, Writer) else result.write
-            return result
+            return function(*args, **keywords)
 
         return call
 

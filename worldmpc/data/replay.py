@@ -155,7 +155,6 @@ class Replay:
         self._stored += int(np.count_nonzero(valid)) - int(np.count_nonzero(self._flags[rows]))
         self._flags[rows[:, 0]] = REAL + TERMINATED * terminated.view(np.uint8) + TRUNCATED * truncated.view(np.uint8)
         self._flags[rows[:, 1]] = 0
-        self._flags[self._scratch] = 0
         self._episode_length += valid
         for index in self._indexes.values():
             index.advance(position, self._episode_length, valid, done)
@@ -165,6 +164,17 @@ class Replay:
             ended = done & valid
             self._head += ended
             self._episode_length[ended] = 0
+
+    def cut(self) -> None:
+        """End all running episodes where they are, as if truncated: what is added next begins new ones."""
+        running = self._episode_length > 0
+        last = (self._base + (self._head - 1) % self.rows)[running]
+        self._flags[last] |= TRUNCATED
+        self._data[torch.from_numpy(last).to(self.storage_device), self.action_dim + 2] = 1.0
+        self._head = self._head + running
+        self._episode_length[:] = 0
+        for index in self._indexes.values():
+            index.rebuild(self._flags, self._end)
 
     def sample(self, u: Tensor, horizon: int | None = None) -> Batch:
         """Return the windows that uniform numbers select, uniformly over all available starts.

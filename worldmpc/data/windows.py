@@ -119,7 +119,7 @@ class WindowIndex:
         """
         if not self._total:
             raise RuntimeError(f"replay holds no complete window of {self.horizon} steps yet: check num_windows() or ready() first")
-        # Rounding may turn u just below 1 into the total itself.
+        # A caller's 1.0 would otherwise read an entry that is not there.
         nth = (u * self._total).long().clamp_(max=self._total - 1)
         if len(self._base) == 1:
             entry = self._entries.index_select(0, (nth + int(self._popped[0])) % self._rows)

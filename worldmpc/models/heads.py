@@ -34,7 +34,8 @@ class TwoHot(nn.Module):
     def position(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return lower bin [...] int64 and the weight of the upper neighbour [...], for scalars [...]."""
         place = (symlog(x).clamp(self.vmin, self.vmax) - self.vmin) / self.width
-        lower = place.floor().clamp(max=self.num_bins - 2)
+        # NaN keeps a valid bin, because an index out of range would end the process on a GPU; the weight stays NaN.
+        lower = place.nan_to_num().floor().clamp(max=self.num_bins - 2)
         return lower.long(), place - lower
 
     def encode(self, x: Tensor) -> Tensor:

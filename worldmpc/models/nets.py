@@ -23,7 +23,8 @@ def mish(x: Tensor) -> Tensor:
 
 def _tanh_softplus(sigmoid: Tensor) -> Tensor:
     """tanh(log(1 + exp x)) from sigmoid(x), in place: a fresh tensor costs a CPU more than the arithmetic."""
-    return sigmoid.neg_().add_(1).square_().add_(1).reciprocal_().mul_(2).sub_(1)
+    sigmoid.neg_().add_(1)
+    return sigmoid.mul_(sigmoid).add_(1).reciprocal_().mul_(2).sub_(1)
 
 
 class _Mish(torch.autograd.Function):

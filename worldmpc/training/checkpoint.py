@@ -230,7 +230,8 @@ class CheckpointStore:
 
         Damaged ones are skipped with a warning that names the file, and listed in :attr:`corrupt`.
         """
-        for path in self.all():
+        # Where a damaged meta hides the order, that one may have been the newest: it comes first, to be reported.
+        for path in sorted(self.all(), key=lambda path: _sequence(path) >= 0):
             try:
                 verify_checkpoint(path)
             except CheckpointError as error:

@@ -1,0 +1,132 @@
+"""``worldmpc evaluate``: play episodes with a trained agent."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from worldmpc.agents.tdmpc2 import TDMPC2
+from worldmpc.cli.output import console_for, say, write_json
+from worldmpc.cli.text import EVALUATE
+from worldmpc.cli.words import override_values, split_words
+from worldmpc.config import ConfigError, RunConfig, merge
+from worldmpc.envs import canonical_task, make_envs
+from worldmpc.noise import derive_seed
+from worldmpc.report.provenance import command_line, git_commit, machine_info
+from worldmpc.report.video import write_video
+from worldmpc.runtime import keep_freed_memory, set_threads
+from worldmpc.training.evaluator import EvalResult
+from worldmpc.training.evaluator import evaluate as play
+from worldmpc.training.restore import find_checkpoint, load_agent
+from worldmpc.training.run import MAX_EVAL_ENVS
+
+ALLOWED = ("planner.", "env.", "compile")
+"""Configuration keys that do not change what was trained."""
+
+
+def evaluate(words: list[str]) -> int:
+    """Play episodes, print a table, and return the exit status."""
+    options, rest = split_words(words, EVALUATE)
+    if options["checkpoint"] is None and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        options["checkpoint"] = rest.pop(0)
+    for word in rest:
+        if "=" in word and not word.startswith(ALLOWED):
+            raise ConfigError(f"{word}: evaluate takes {', '.join(EVALUATE)}, compile, and the keys of planner and env")
+    changes = _nest(override_values(rest))
+    if options["checkpoint"] is None:
+        raise ConfigError("checkpoint: expected checkpoint=PATH, a run folder, a checkpoint folder or a published .pt file")
+    if options["episodes"] < 1:
+        raise ConfigError(f"episodes: expected at least 1, got {options['episodes']}")
+    keep_freed_memory()
+    set_threads(options["threads"])
+    console = console_for(options["json"])
+    path = find_checkpoint(options["checkpoint"])
+    task = None if options["task"] is None else canonical_task(options["task"])
+    agent, config = load_agent(path, task, device=options["device"], seed=options["seed"], overrides=changes)
+    if task is None and agent.spec.name != config.task:
+        raise ConfigError(
+            f"task: {path} was trained on the environment object {agent.spec.name}; name a task that makes it: task=suite/name"
+        )
+    mode = options["mode"]
+    how = "planning" if mode == "eval" and config.planner.mpc else "policy prior alone"
+    say(console, f"{config.task}: {how}, {path}, device {agent.device}")
+    envs_config = dataclasses.replace(config.env, num_envs=min(options["episodes"], MAX_EVAL_ENVS))
+    with make_envs(config.task, envs_config, seed=config.seed) as envs:
+        result = play(agent, envs, options["episodes"], mode=mode)
+    _print(result, console)
+    write_json(options["json"], _record(result, path, config, agent, mode))
+    if options["video"]:
+        video_return = _record_video(Path(options["video"]), agent, config, mode)
+        say(console, f"{options['video']}: one episode, return {video_return:.1f}")
+    return 0
+
+
+def _nest(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        for name in reversed(dotted.split(".")):
+            value = {name: value}
+        nested = merge(nested, value)
+    return nested
+
+
+def _print(result: EvalResult, console: Console) -> None:
+    episodes = Table(title=f"{len(result.returns)} episodes")
+    for name in ("episode", "return", "decisions", "success"):
+        episodes.add_column(name, justify="right")
+    for index, (value, length, success) in enumerate(zip(result.returns, result.lengths, result.success, strict=True), start=1):
+        episodes.add_row(str(index), f"{value:.2f}", str(length), "-" if np.isnan(success) else f"{success:g}")
+    summary = _summary(result)
+    success = summary["success"]
+    episodes.add_section()
+    for name in ("mean", "std", "min", "max"):
+        first = name == "mean"
+        length = f"{summary['length_mean']:.1f}" if first else ""
+        rate = "" if not first else "-" if success is None else f"{success:.2f}"
+        episodes.add_row(name, f"{summary[f'return_{name}']:.2f}", length, rate)
+    console.print(episodes)
+
+
+def _summary(result: EvalResult) -> dict[str, float | None]:
+    success = float(np.mean(result.success))
+    return {
+        "return_mean": result.mean_return,
+        "return_std": float(np.std(result.returns)),
+        "return_min": min(result.returns),
+        "return_max": max(result.returns),
+        "length_mean": float(np.mean(result.lengths)),
+        "success": None if np.isnan(success) else success,
+    }
+
+
+def _record(result: EvalResult, path: Path, config: RunConfig, agent: TDMPC2, mode: str) -> dict[str, Any]:
+    return {
+        "command": command_line(),
+        "commit": git_commit(),
+        "machine": machine_info(),
+        "checkpoint": str(path),
+        "task": config.task,
+        "mode": mode,
+        "seed": config.seed,
+        "device": str(agent.device),
+        "episodes": len(result.returns),
+        **_summary(result),
+        "returns": result.returns,
+        "lengths": result.lengths,
+        "successes": [None if np.isnan(value) else value for value in result.success],
+        "config": config.to_dict(),
+    }
+
+
+def _record_video(path: Path, agent: TDMPC2, config: RunConfig, mode: Any) -> float:
+    """Record one episode as played, planning or not, and return its return."""
+    single = dataclasses.replace(config.env, num_envs=1, workers="sync")
+    with make_envs(config.task, single, seed=derive_seed(config.seed, "video") % 2**31, render=True) as envs:
+        result = play(agent, envs, 1, mode=mode, record=True)
+    write_video(path, result.frames, fps=25)
+    return result.mean_return

@@ -1,0 +1,85 @@
+"""``worldmpc compare``, ``worldmpc report`` and ``worldmpc tasks``."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from worldmpc.cli.output import console_for
+from worldmpc.cli.text import COMPARE, REPORT
+from worldmpc.cli.words import Option, split_words
+from worldmpc.config import ConfigError
+
+
+def compare(words: list[str]) -> int:
+    """Hold runs against published curves."""
+    from worldmpc.report import compare as comparison
+    from worldmpc.report.runs import find_runs
+
+    options, paths = _paths(words, COMPARE, "compare")
+    if options["at"] is not None and options["at"] < 1:
+        raise ConfigError(f"at: expected a simulator step above 0, got {options['at']}")
+    _check_algorithm(options["algorithm"])
+    rows = comparison.compare(find_runs(paths), options["algorithm"], options["at"])
+    if options["json"] == "-":
+        sys.stdout.write(comparison.to_json(rows))
+        return 0
+    comparison.print_comparisons(rows, console_for(None))
+    if options["json"]:
+        Path(options["json"]).parent.mkdir(parents=True, exist_ok=True)
+        comparison.to_json(rows, options["json"])
+    return 0
+
+
+def report(words: list[str]) -> int:
+    """Draw the learning curves of runs, and export their evaluations."""
+    from worldmpc.report.curves import plot_curves
+    from worldmpc.report.runs import export_results, find_runs
+
+    options, paths = _paths(words, REPORT, "report")
+    _check_algorithm(options["algorithm"])
+    runs = find_runs(paths)
+    for note in dict.fromkeys(note for run in runs for note in run.notes):
+        sys.stdout.write(f"{note}\n")
+    if options["export"]:
+        sys.stdout.write(f"wrote {export_results(runs, options['export'])}\n")
+    if options["out"] or not options["export"]:
+        out = options["out"] or "curves.png"
+        plot_curves(runs, out, options["algorithm"])
+        sys.stdout.write(f"wrote {out}\n")
+    return 0
+
+
+def tasks(words: list[str]) -> int:
+    """List the names of all tasks, or of one suite."""
+    from worldmpc.envs import list_tasks
+
+    if len(words) > 1:
+        raise ConfigError(f"tasks: expected one suite at most, got {' '.join(words)}")
+    sys.stdout.write("\n".join(list_tasks(words[0] if words else None)) + "\n")
+    return 0
+
+
+def _paths(words: list[str], options: Mapping[str, Option], command: str) -> tuple[dict[str, Any], list[str]]:
+    values, paths = split_words(words, options)
+    for word in paths:
+        name, equals, _ = word.partition("=")
+        if equals and "/" not in name:
+            near = difflib.get_close_matches(name, options, n=1)
+            hint = f"did you mean {near[0]}=?" if near else f"options are {', '.join(options)}"
+            raise ConfigError(f"{word}: unknown option; {hint} (a path with '=' in it begins with ./)")
+    if not paths:
+        raise ConfigError(f"{command}: expected at least one path, as in `worldmpc {command} runs`")
+    return values, paths
+
+
+def _check_algorithm(name: str) -> None:
+    from worldmpc.report.reference import algorithms
+
+    if name not in algorithms():
+        near = difflib.get_close_matches(name, algorithms(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"one of {', '.join(algorithms())}"
+        raise ConfigError(f"algorithm: unknown reference algorithm '{name}'; {hint}")

@@ -1,0 +1,193 @@
+"""Help texts, made from the configuration's own words. Imports neither torch nor Hydra."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from worldmpc.cli.words import Option
+from worldmpc.config import PRESETS, RunConfig, flat_fields
+
+COMMANDS = {
+    "train": "train an agent on a task",
+    "evaluate": "play episodes with a trained agent, ours or a published checkpoint",
+    "compare": "hold runs against published learning curves",
+    "report": "draw learning curves, export results as CSV",
+    "bench": "measure speed against what this machine's matrix products allow",
+    "tasks": "list tasks",
+}
+
+EVALUATE = {
+    "checkpoint": Option(None, "a run folder (its best checkpoint), a checkpoint folder, or a published .pt file"),
+    "task": Option(None, "suite/name; needed for a published file, else the one trained on"),
+    "episodes": Option(10, "episodes to play", int),
+    "seed": Option(1, "seed of episodes and planning", int),
+    "mode": Option("eval", "eval: plan; prior: act with the policy alone", str, ("eval", "prior")),
+    "video": Option(None, "also record one episode into this mp4"),
+    "device": Option("auto", "auto, cpu, cuda or cuda:<index>"),
+    "threads": Option(0, "CPU threads for torch; 0: torch's own choice", int),
+    "json": Option(None, "also write all numbers to this file; -: print them instead of the table"),
+}
+COMPARE = {
+    "algorithm": Option("tdmpc2", "published curves to compare with"),
+    "at": Option(None, "simulator step; default: the last published one that all seeds have reached", int),
+    "json": Option(None, "also write the comparison to this file; -: print it instead of the table"),
+}
+REPORT = {
+    "out": Option(None, "image to draw; default curves.png, or none where export= is given"),
+    "export": Option(None, "result CSV to write"),
+    "algorithm": Option("tdmpc2", "published curves to draw beside ours"),
+}
+BENCH = {
+    "obs_dim": Option(24, "observation dimensions of the synthetic data", int),
+    "action_dim": Option(6, "action dimensions of the synthetic data", int),
+    "repeats": Option(20, "measured plans and updates", int),
+    "seconds": Option(5.0, "seconds of the end-to-end measurement on task; 0: leave it out", float),
+    "json": Option(None, "also write all numbers to this file; -: print them instead of the table"),
+}
+OPTIONS: dict[str, dict[str, Option]] = {"evaluate": EVALUATE, "compare": COMPARE, "report": REPORT, "bench": BENCH}
+
+_USAGE = {
+    "train": "worldmpc train [key=value ...] [-m key=value,value ...]",
+    "evaluate": "worldmpc evaluate checkpoint=PATH [task=...] [name=value ...] [planner.*=... env.*=... compile=...]",
+    "compare": "worldmpc compare PATH... [name=value ...]",
+    "report": "worldmpc report PATH... [name=value ...]",
+    "bench": "worldmpc bench [name=value ...] [key=value ...]",
+    "tasks": "worldmpc tasks [SUITE]",
+}
+_ABOUT = {
+    "train": """
+        Writes metrics, evaluations, checkpoints, a learning curve and a video into the run's folder. Ctrl-C or SIGTERM saves and
+        stops; resume=auto goes on. Values are defaults, then the preset's, then yours. -m (--multirun) trains one run per
+        combination of comma-separated values, through Hydra's launchers. --cfg prints the configuration without training.
+
+        Exit status: 0 done, or stopped by SIGTERM and saved; 1 failed while running; 2 input that cannot be used; 130 Ctrl-C.""",
+    "evaluate": """
+        A published file is planned with as published; planner.* and env.* keys of `worldmpc train --help` change that, for our
+        checkpoints as well.""",
+    "compare": """
+        Paths are run folders, folders of them at any depth, and result CSVs. One line per task, agent and preset: ours and the
+        published return at equal simulator steps, and whether our mean reaches the lowest published seed.""",
+    "report": """
+        Paths are run folders, folders of them at any depth, and result CSVs. One panel per task.""",
+    "bench": """
+        Milliseconds per plan and per update on synthetic data, beside the time that their matrix products alone take, measured
+        in the same run; then decisions per second of training on task. Sizes come from the keys of `worldmpc train --help`.""",
+    "tasks": """
+        Suites are dmc, gym and toy; gym also takes gym/<module>:<EnvId>, which imports the module first.""",
+}
+_EXAMPLES = {
+    "train": (
+        "worldmpc train task=dmc/walker-walk preset=cpu",
+        "worldmpc train task=gym/HalfCheetah-v5 planner.horizon=5 device=cuda",
+        "worldmpc train task=dmc/cheetah-run -m seed=1,2,3",
+        "worldmpc train task=dmc/cheetah-run resume=auto",
+    ),
+    "evaluate": (
+        "worldmpc evaluate checkpoint=runs/dmc-walker-walk/tdmpc2-cpu-seed1 video=walk.mp4",
+        "worldmpc evaluate checkpoint=dog-run-1.pt task=dmc/dog-run episodes=3",
+    ),
+    "compare": ("worldmpc compare runs at=100000", "worldmpc compare runs/dmc-walker-walk results.csv json=-"),
+    "report": ("worldmpc report runs out=curves.png", "worldmpc report runs export=results/mine.csv"),
+    "bench": ("worldmpc bench model.size=5 threads=1", "worldmpc bench device=cuda compile=true json=bench.json"),
+    "tasks": ("worldmpc tasks", "worldmpc tasks dmc"),
+}
+_LEFT = 34
+
+
+def overview() -> str:
+    """Return the text of ``worldmpc --help``."""
+    lines = ["usage: worldmpc COMMAND [key=value ...]", "", "Planning with learned world models.", ""]
+    lines += list(_rows(COMMANDS))
+    lines += ["", "`worldmpc COMMAND --help` explains a command, `worldmpc --version` names the version.", ""]
+    lines += ["examples:", *(f"  {examples[0]}" for examples in _EXAMPLES.values())]
+    lines += ["", "WORLDMPC_TRACEBACK=1 in the environment adds tracebacks to errors."]
+    return "\n".join(lines) + "\n"
+
+
+def command_help(command: str) -> str:
+    """Return the text of ``worldmpc <command> --help``."""
+    lines = [f"usage: {_USAGE[command]}", "", f"{COMMANDS[command].capitalize()}.", *_paragraphs(_ABOUT[command])]
+    if command in OPTIONS:
+        lines += ["", "options (name=value, or --name value):"]
+        lines += _rows({_option_name(name, option): option.help for name, option in OPTIONS[command].items()})
+    if command == "train":
+        lines += _keys() + _presets()
+    lines += ["", "examples:", *(f"  {example}" for example in _EXAMPLES[command])]
+    return "\n".join(lines) + "\n"
+
+
+def _keys() -> list[str]:
+    """Every configuration key with default, type and meaning, one block per section."""
+    hints = typing.get_type_hints(RunConfig)
+    sections = {name: typing.cast(type, kind) for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+    lines: list[str] = []
+    for section, cls in {"": RunConfig, **sections}.items():
+        lines += ["", f"{(cls.__doc__ or '').strip().rstrip('.')}:"]
+        own = dict(flat_fields(cls, f"{section}." if section else ""))
+        kinds = typing.get_type_hints(cls)
+        rows = {
+            f"{name}={_plain(item.default)}": f"[{_kind(kinds[item.name])}] {item.metadata['help']}"
+            for name, item in own.items()
+            if section or "." not in name
+        }
+        lines += _rows(rows)
+    return lines
+
+
+def _presets() -> list[str]:
+    rows = {f"preset={name}": ", ".join(_flat(values)) or "the defaults above" for name, values in PRESETS.items()}
+    return ["", "Presets, and what they change:", *_rows(rows)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={_plain(value)}"
+
+
+def _option_name(name: str, option: Option) -> str:
+    return f"{name}={'|'.join(option.choices) if option.choices else '' if option.default is None else _plain(option.default)}"
+
+
+def _plain(value: Any) -> str:
+    """Write a value as the command line takes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _kind(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return " or ".join("null" if argument is type(None) else _kind(argument) for argument in arguments)
+    if origin is typing.Literal:
+        return "|".join(map(str, arguments))
+    return {bool: "true|false", int: "int", float: "float", str: "text"}[kind]
+
+
+def _width() -> int:
+    return max(min(shutil.get_terminal_size((120, 24)).columns, 140), 60)
+
+
+def _rows(rows: Mapping[str, str]) -> Iterator[str]:
+    """Two columns; a left part that is too wide has a line of its own."""
+    for left, right in rows.items():
+        wrapped = textwrap.wrap(right, _width() - _LEFT - 2) or [""]
+        if len(left) >= _LEFT:
+            yield f"  {left}"
+        else:
+            yield f"  {left:<{_LEFT}}{wrapped.pop(0)}"
+        yield from (f"  {'':<{_LEFT}}{line}" for line in wrapped)
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    for paragraph in textwrap.dedent(text).strip().split("\n\n"):
+        yield from ("", *textwrap.wrap(" ".join(paragraph.split()), _width()))

@@ -1,0 +1,168 @@
+"""``worldmpc train``: Hydra composes the configuration and launches the runs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.version import setbase
+from omegaconf import DictConfig, OmegaConf
+
+from worldmpc.cli.errors import INTERRUPTED, report_error
+from worldmpc.cli.words import check_overrides
+from worldmpc.config import PRESETS, ConfigError, RunConfig, make_config
+
+_QUIET = [{"override hydra/hydra_logging": "none"}, {"override hydra/job_logging": "none"}]
+_HYDRA = {"run": {"dir": "."}, "output_subdir": None, "job": {"chdir": False, "name": "worldmpc"}, "sweep": {"subdir": "."}}
+_ELSEWHERE = ("hydra/launcher", "hydra.launcher", "hydra.sweep.dir")
+"""Overrides with which the folder of a sweep is needed beyond this process."""
+
+
+def train(words: list[str]) -> int:
+    """Train one run, or with ``-m`` one per combination of values, and return the exit status."""
+    multirun, show, words = _flags(words)
+    overrides = check_overrides(words, sweep=multirun)
+    if multirun:
+        _check_combinations(overrides)
+    _store()
+    with ExitStack() as stack:
+        sweep_dir = "runs/.sweeps/${now:%Y-%m-%d_%H-%M-%S}"
+        if multirun and not any(override.key_or_group.startswith(_ELSEWHERE) for override in overrides):
+            sweep_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="worldmpc-"))
+        if not any(override.key_or_group == "hydra.sweep.dir" for override in overrides):
+            words = [f"hydra.sweep.dir='{sweep_dir}'", *words]
+        stack.callback(GlobalHydra.instance().clear)
+        setbase("1.3")
+        hydra = Hydra.create_main_hydra2("worldmpc", create_config_search_path(None))
+        if show:
+            composed = hydra.compose_config("worldmpc", words, RunMode.RUN)
+            sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(_to_config(composed).to_dict())))
+            return 0
+        if multirun:
+            return _sweep(hydra, words)
+        return hydra.run("worldmpc", _run_one, words).return_value
+
+
+def _flags(words: Sequence[str]) -> tuple[bool, bool, list[str]]:
+    """Return (many runs, only show the configuration, the other words)."""
+    rest = [word for word in words if word not in ("-m", "--multirun")]
+    multirun, show = len(rest) < len(words), "--cfg" in rest
+    if show:
+        index = rest.index("--cfg")
+        del rest[index : index + 1 + (rest[index + 1 : index + 2] == ["job"])]
+    if show and multirun:
+        raise ConfigError("--cfg: shows the configuration of one run, leave out -m")
+    return multirun, show, rest
+
+
+def _store() -> None:
+    """Tell Hydra the defaults and the presets; ``_self_`` first, so that presets win over defaults and overrides over both."""
+    store = ConfigStore.instance()
+    defaults = ["_self_", {"preset": "default"}, *_QUIET]
+    store.store(name="worldmpc", node={"defaults": defaults, **RunConfig().to_dict(), "hydra": _HYDRA})
+    for name, values in PRESETS.items():
+        store.store(group="preset", name=name, package="_global_", node={**values, "preset": name})
+
+
+def _to_config(composed: DictConfig) -> RunConfig:
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    return RunConfig.from_dict({str(name): value for name, value in plain.items() if name != "hydra"})
+
+
+def _check_combinations(overrides: Sequence[Any]) -> None:
+    """Check all runs of a sweep before the first one starts, as far as that can be said without Hydra."""
+    from worldmpc.envs import canonical_task
+
+    names: list[str] = []
+    choices: list[list[Any]] = []
+    for override in overrides:
+        if override.key_or_group.startswith("hydra") or "${" in str(override.input_line):
+            continue
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            continue
+        names.append(override.key_or_group)
+        choices.append(list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()])
+    for values in itertools.product(*choices):
+        flat = dict(zip(names, values, strict=True))
+        canonical_task(make_config(flat.pop("preset", "default"), **flat).task)
+
+
+def _sweep(hydra: Hydra, words: list[str]) -> int:
+    try:
+        batches = hydra.multirun("worldmpc", _run_many, words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    codes = [job.return_value for batch in batches or () for job in batch]
+    failed = [code for code in codes if code]
+    if failed:
+        sys.stderr.write(f"worldmpc: {len(failed)} of {len(codes)} runs failed\n")
+    return max(failed, default=0)
+
+
+def _run_many(composed: DictConfig) -> int:
+    """One run of a sweep: its error is reported, and the sweep goes on. A signal ends the whole sweep."""
+    job = HydraConfig.get()
+    sys.stdout.write(f"\nrun {job.job.num + 1}: {' '.join(job.overrides.task)}\n")
+    sys.stdout.flush()
+    try:
+        status, finished = _train(composed)
+    except Exception as error:
+        return report_error(error)
+    if not finished:
+        raise SystemExit(status)
+    return status
+
+
+def _run_one(composed: DictConfig) -> int:
+    try:
+        return _train(composed)[0]
+    except Exception as error:  # reported here, as Hydra prints lines of its own about errors that it sees
+        return report_error(error)
+
+
+def _train(composed: DictConfig) -> tuple[int, bool]:
+    """Train, and return (exit status, whether the run reached its end)."""
+    from worldmpc.training.run import run
+
+    config = _to_config(composed)
+    with _received() as received:
+        result = run(config)
+        # A run that was told to stop has saved itself, so a job scheduler's SIGTERM is no failure.
+        return (INTERRUPTED if signal.SIGINT in received() and not result.finished else 0), result.finished
+
+
+@contextmanager
+def _received() -> Iterator[Any]:
+    """Give a function that returns the signals received so far, whoever handles them."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+
+    def read() -> bytes:
+        try:
+            return os.read(reader, 4096)
+        except BlockingIOError:
+            return b""
+
+    try:
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        try:
+            yield read
+        finally:
+            signal.set_wakeup_fd(before)
+    finally:
+        os.close(reader)
+        os.close(writer)

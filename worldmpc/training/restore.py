@@ -1,0 +1,138 @@
+"""From a path to an agent that can act: our checkpoints and run folders, and published ``.pt`` files."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from worldmpc.agents.tdmpc2 import TDMPC2
+from worldmpc.config import ConfigError, RunConfig, merge
+from worldmpc.envs import Task, canonical_task, make_envs
+from worldmpc.models.official import is_official, load_official
+from worldmpc.runtime import resolve_device
+from worldmpc.training.checkpoint import (
+    META,
+    CheckpointError,
+    CheckpointStore,
+    check_same_architecture,
+    load_checkpoint,
+    verify_checkpoint,
+)
+from worldmpc.types import EnvSpec
+
+
+def load_agent(
+    path: str | Path,
+    task: Task | EnvSpec | None = None,
+    *,
+    device: str = "auto",
+    seed: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[TDMPC2, RunConfig]:
+    """Load an agent and the configuration it acts with.
+
+    Random streams begin anew from the seed: this is for acting and for further research; :func:`worldmpc.training.run.run` with
+    ``resume`` continues a run exactly.
+
+    Args:
+        path: a run folder, a checkpoint folder, or a published ``.pt`` file; see :func:`find_checkpoint`.
+        task: what to act in. Needed for a published file, as it does not say; for ours the task that was trained on is the default,
+            and no environment is made for it.
+        device: where to act.
+        seed: of the random streams; None: that of the run, 1 for a published file.
+        overrides: nested configuration values on top, such as ``{"planner": {"horizon": 5}}``.
+
+    Raises:
+        ConfigError: a published file without task, a task with other observations or actions, or a value out of range.
+        CheckpointError: our checkpoint is missing or damaged, or does not fit the overrides.
+        FileNotFoundError: no such published file.
+    """
+    device = resolve_device(device)
+    changes: dict[str, Any] = {**(overrides or {}), "device": device} | ({} if seed is None else {"seed": seed})
+    found = find_checkpoint(path)
+    if is_official(found):
+        return _load_official(found, task, device, changes)
+    return _load_own(found, task, device, changes)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint that a path stands for: a run folder's best one, or its newest where the best is missing or damaged.
+
+    Raises:
+        CheckpointError: there is none, or no intact one.
+    """
+    path = Path(path)
+    if is_official(path) or ((path / META).is_file() and not (path / "checkpoints").is_dir()):
+        return path
+    folder = path if path.name == "checkpoints" else path / "checkpoints"
+    if not folder.is_dir():
+        kind = "neither a run folder (no checkpoints/), a checkpoint, nor a .pt file" if path.exists() else "no such file or folder"
+        raise CheckpointError(f"checkpoint: {path}: {kind}")
+    store = CheckpointStore(folder, keep=1)
+    if store.best is not None:
+        try:
+            verify_checkpoint(store.best)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; using the newest checkpoint instead of the best", stacklevel=2)
+        else:
+            return store.best
+    newest = store.newest_valid()
+    if newest is None:
+        raise CheckpointError(f"checkpoint: no usable checkpoint in {folder}")
+    return newest
+
+
+def task_spec(task: Task, config: RunConfig) -> EnvSpec:
+    """Make one environment of a task, and return what it says about itself."""
+    with make_envs(task, dataclasses.replace(config.env, num_envs=1, workers="sync"), seed=config.seed) as envs:
+        return envs.spec
+
+
+def check_dimensions(path: Path, obs_dim: int, action_dim: int, spec: EnvSpec) -> None:
+    """Compare the dimensions of a model with those of a task.
+
+    Raises:
+        ConfigError: they differ; the message names both.
+    """
+    if spec.obs_shape != (obs_dim,) or spec.action_dim != action_dim:
+        found = " x ".join(map(str, spec.obs_shape))
+        raise ConfigError(
+            f"task: {path} was trained on {obs_dim} observations and {action_dim} actions, "
+            f"{spec.name} has {found} observations and {spec.action_dim} actions"
+        )
+
+
+def _load_own(path: Path, task: Task | EnvSpec | None, device: str, changes: Mapping[str, Any]) -> tuple[TDMPC2, RunConfig]:
+    tree, meta = load_checkpoint(path, groups=["agent"])
+    config = RunConfig.from_dict(merge(meta["config"], changes))
+    trained = meta["spec"]
+    # The critics learned with the discount of the task that was trained on, so its spec stays, also where another task is played.
+    spec = EnvSpec(**{**trained, "obs_shape": tuple(trained["obs_shape"])})
+    if task is not None:
+        spec_now = task if isinstance(task, EnvSpec) else task_spec(task, config)
+        check_dimensions(path, spec.obs_shape[0], spec.action_dim, spec_now)
+        config = dataclasses.replace(config, task=canonical_task(task) if isinstance(task, str) else spec_now.name)
+    agent = TDMPC2(config, spec, device)
+    state = tree["agent"]
+    check_same_architecture(agent.model.state_dict(), state["model"])
+    agent.load_state_dict({**state, "streams": agent.state_dict()["streams"]})
+    return agent, config
+
+
+def _load_official(path: Path, task: Task | EnvSpec | None, device: str, changes: Mapping[str, Any]) -> tuple[TDMPC2, RunConfig]:
+    model = load_official(path)
+    if task is None:
+        raise ConfigError(f"task: {path} does not say which task it was trained on; name it with task=suite/name")
+    termination = "off" if model.termination is None else "on"
+    published = RunConfig(model=dataclasses.replace(model.config, termination=termination))
+    config = RunConfig.from_dict(merge(published.to_dict(), changes))
+    spec = task if isinstance(task, EnvSpec) else task_spec(task, config)
+    check_dimensions(path, model.obs_dim, model.action_dim, spec)
+    config = dataclasses.replace(config, task=canonical_task(task) if isinstance(task, str) else spec.name)
+    agent = TDMPC2(config, spec, device)
+    check_same_architecture(agent.model.state_dict(), model.state_dict())
+    agent.model.load_state_dict(model.state_dict())
+    return agent, config
