@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A second `make demo` goes on with, or shows, the run in this folder; `make demo DEMO_DIR=runs/another` begins a new one.
+DEMO_DIR ?= runs/demo
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint install clean
@@ -16,14 +18,16 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/worldmpc train preset=demo
+	$(BIN)/worldmpc train preset=cpu task=dmc/cartpole-swingup steps=50000 eval.episodes=5 run_dir=$(DEMO_DIR) resume=auto
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m worldmpc.report.tables --check README.md docs/tdmpc2.md
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -41,14 +41,18 @@ def agent(name: str, **overrides) -> TDMPC2:
     """Return an agent with the recorded configuration and parameters."""
     recorded = json.loads((FOLDER / f"{name}.json").read_text())
     theirs = recorded["config"]
-    model = {key: theirs[key] for key in ("enc_dim", "mlp_dim", "latent_dim", "num_enc_layers", "num_q", "num_bins", "dropout", "simnorm_dim")}
+    model = {
+        key: theirs[key] for key in ("enc_dim", "mlp_dim", "latent_dim", "num_enc_layers", "num_q", "num_bins", "dropout", "simnorm_dim")
+    }
     planner = {key: theirs[key] for key in ("horizon", "iterations", "num_samples", "num_elites", "num_pi_trajs", "temperature")}
     config = make_config(
         model=model | {"simnorm_layout": "consecutive", "continuation": "hard"},
         planner=planner | {"min_std": float(theirs["min_std"]), "max_std": float(theirs["max_std"])},
         **{"loss.batch_size": theirs["batch_size"], **overrides},
     )
-    spec = EnvSpec("x", tuple(theirs["obs_shape"]["state"]), theirs["action_dim"], theirs["episode_length"], can_terminate=theirs["episodic"])
+    spec = EnvSpec(
+        "x", tuple(theirs["obs_shape"]["state"]), theirs["action_dim"], theirs["episode_length"], can_terminate=theirs["episodic"]
+    )
     result = TDMPC2(config, spec)
     missing = result.model.load_state_dict(parameters(load(name), "param/"))
     assert not missing.missing_keys

@@ -162,7 +162,7 @@ class RunConfig:
     steps: int = key(1_000_000, "simulator steps to train for (decisions x action repeat)")
     eval_freq: int = key(10_000, "simulator steps between evaluations")
     device: str = key("auto", "auto, cpu, cuda or cuda:<index>")
-    threads: int = key(0, "CPU threads for torch; 0: torch's own choice")
+    threads: int = key(0, "CPU threads for torch; 0: chosen from the network width; 1 is best for several runs at once")
     compile: bool = key(False, "compile update and planner with torch.compile")
     run_dir: str | None = key(None, "where the run writes; null: runs/<task>/<agent>-<preset>-seed<seed>")
     resume: str = key("never", "never: start a fresh run; auto: continue the newest checkpoint of this run, if any; or a checkpoint's path")
@@ -306,7 +306,16 @@ def validate(config: RunConfig) -> RunConfig:
     require(config.preset in PRESETS, "preset", f"one of {', '.join(PRESETS)}")
     for name in ("env.num_envs", "planner.horizon", "planner.iterations", "planner.num_samples", "planner.num_elites"):
         require(lookup(config, name) >= 1, name, "at least 1")
-    for name in ("loss.batch_size", "steps", "eval_freq", "replay.capacity", "eval.episodes", "checkpoint.every", "log.every", "checkpoint.keep"):
+    for name in (
+        "loss.batch_size",
+        "steps",
+        "eval_freq",
+        "replay.capacity",
+        "eval.episodes",
+        "checkpoint.every",
+        "log.every",
+        "checkpoint.keep",
+    ):
         require(lookup(config, name) >= 1, name, "at least 1")
     for name in ("env.action_repeat", "env.episode_length"):
         require(lookup(config, name) is None or lookup(config, name) >= 1, name, "at least 1 or null")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -75,10 +75,11 @@ class GroupOptimizer:
         """Return the gradients of a loss [] for the parameters of these groups alone."""
         return list(torch.autograd.grad(loss, self.params))
 
-    def step(self, gradients: Sequence[Tensor], update: int, skip: Tensor) -> Tensor:
+    def step(self, gradients: list[Tensor], update: int, skip: Tensor) -> Tensor:
         """Clip the gradients, apply them unless ``skip`` [] is 1, and return the norm before clipping []."""
         norm = torch.nn.utils.get_total_norm(gradients)
-        torch._foreach_mul_(gradients, (self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        factor = (self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
         if self.config.schedule != "constant":
             factor = learning_rate_scale(self.config, update, self.total_updates)
             for lr, scale in zip(self.lrs, self.scales, strict=True):

@@ -19,7 +19,8 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return all(mallopt(name, value) for name, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 1 << 30), (_M_TOP_PAD, 64 << 20)))
+    settings = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 1 << 30, _M_TOP_PAD: 64 << 20}  # bytes
+    return all(mallopt(name, value) for name, value in settings.items())
 
 
 def set_threads(threads: int) -> None:
@@ -28,6 +29,16 @@ def set_threads(threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def suggested_threads(width: int | None) -> int:
+    """Return how many CPU threads pay for networks of this width: one per 64 units, at least 2, at most what torch offers.
+
+    More threads than work spend their time waiting for each other, and slow down whatever else runs on the machine.
+    """
+    import torch
+
+    return min(torch.get_num_threads(), max(2, (width or 0) // 64))
 
 
 def resolve_device(name: str) -> str:

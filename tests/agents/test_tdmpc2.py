@@ -114,7 +114,7 @@ def test_state_continues_exactly(episodic):
         agent.update(make_batch(seed=seed))
     carry = agent.act(agent.init_carry(2), obs, "explore").carry
     resumed = make(spec, seed=1)
-    resumed.load_state_dict({key: value for key, value in agent.state_dict().items()})
+    resumed.load_state_dict(agent.state_dict())
     for one in (agent, resumed):
         one.update(make_batch(seed=7))
     assert equal_states(agent.state_dict(), resumed.state_dict()) == []
@@ -212,5 +212,3 @@ def test_compiled_equals_eager(monkeypatch):
     """
     monkeypatch.setattr(functional, "COMPILE_BACKEND", "aot_eager")
     golden.check_compiled("tiny_episodic")
-
-

@@ -98,7 +98,14 @@ class Stream:
             last = self.left[stream] == 1
             how = self.rng.integers(3) if last else -1
             made = Step(
-                stream, -1, self.obs[stream], following, self._number(), self._number(), bool(how in (0, 2)), bool(how in (1, 2)),
+                stream,
+                -1,
+                self.obs[stream],
+                following,
+                self._number(),
+                self._number(),
+                bool(how in (0, 2)),
+                bool(how in (1, 2)),
                 self._number() if with_extras else None,
             )
             rows.append(made)

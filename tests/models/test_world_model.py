@@ -12,7 +12,9 @@ from worldmpc.types import Model, ModelStep
 SMALL = ModelConfig(enc_dim=16, mlp_dim=16, latent_dim=16, num_enc_layers=2, num_q=3)
 
 
-@pytest.mark.parametrize(("size", "millions"), [("1", (0.7, 1.4)), ("5", (4.2, 5.5)), ("19", (17, 21)), ("48", (45, 52)), ("317", (300, 330))])
+@pytest.mark.parametrize(
+    ("size", "millions"), [("1", (0.7, 1.4)), ("5", (4.2, 5.5)), ("19", (17, 21)), ("48", (45, 52)), ("317", (300, 330))]
+)
 def test_published_sizes(size, millions):
     """Counted on dog's 223 observations and 38 actions, where the published sizes are named after their parameters."""
     with torch.device("meta"):

@@ -41,7 +41,9 @@ def equal(one: Any, two: Any) -> bool:
     """Same types, same values, bit by bit."""
     if isinstance(one, torch.Tensor):
         return (
-            isinstance(two, torch.Tensor) and one.dtype == two.dtype and one.shape == two.shape
+            isinstance(two, torch.Tensor)
+            and one.dtype == two.dtype
+            and one.shape == two.shape
             and torch.equal(one.cpu().contiguous().reshape(-1).view(torch.uint8), two.contiguous().reshape(-1).view(torch.uint8))
         )
     if type(one) is not type(two):

@@ -145,8 +145,7 @@ def test_plain_progress(tmp_path: Path) -> None:
     lines = out.getvalue().splitlines()
     assert len(lines) == 4
     assert lines[0] == (
-        "env_steps 160/1,000  decisions 80  8.0 decisions/s  8.0 updates/s  left 0:00:52  "
-        "return 12.5  prior 7.0  loss 1  reward_loss 0.25"
+        "env_steps 160/1,000  decisions 80  8.0 decisions/s  8.0 updates/s  left 0:00:52  return 12.5  prior 7.0  loss 1  reward_loss 0.25"
     )
     assert lines[-1].startswith("env_steps 500/1,000  decisions 250")
 

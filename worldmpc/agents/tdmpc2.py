@@ -144,5 +144,3 @@ class TDMPC2:
 
     def _diverged(self, loss: Tensor) -> Tensor:
         return (~(loss.detach().abs() < self.config.train.max_loss)).to(loss.dtype)
-
-

@@ -135,9 +135,9 @@ def _run_one(composed: DictConfig) -> int:
 
 def _train(composed: DictConfig) -> tuple[int, bool]:
     """Train, and return (exit status, whether the run reached its end)."""
+    config = _to_config(composed)  # before the import of torch, so that mistakes are answered at once
     from worldmpc.training.run import run
 
-    config = _to_config(composed)
     with _received() as received:
         result = run(config)
         # A run that was told to stop has saved itself, so a job scheduler's SIGTERM is no failure.

@@ -88,8 +88,8 @@ class Replay:
         for name, shape in self.extras.items():
             self._columns[name] = slice(column, column + math.prod(shape))
             column += math.prod(shape)
-        self._obs = torch.zeros(self._scratch + 1, *self.obs_shape, dtype=obs_dtype, device=self.storage_device)
-        self._data = torch.zeros(self._scratch + 1, column, device=self.storage_device)
+        self._obs = _reserve((self._scratch + 1, *self.obs_shape), obs_dtype, self.storage_device)
+        self._data = _reserve((self._scratch + 1, column), torch.float32, self.storage_device)
         self._stage = torch.zeros(2 * num_envs, column, device=self.storage_device)
         now = self._stage.view(num_envs, 2, column)[:, 0]
         """The step of each environment, next to the zeros of the row after it, as they are written together."""
@@ -367,3 +367,10 @@ class Replay:
         if self.device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
+
+
+def _reserve(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros; on a CPU without touching the memory, so that only rows in use cost any."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))

@@ -28,14 +28,16 @@ def load_official(path: str | Path) -> WorldModel:
         FileNotFoundError: there is no such file.
     """
     parameters = convert_official(_read(Path(path)), str(path))
-    model = WorldModel(
-        infer_config(parameters),
-        obs_dim=parameters["encoder.0.weight"].shape[1],
-        action_dim=parameters["pi.2.weight"].shape[0] // 2,
-        terminates="termination.0.weight" in parameters,
-    )
     try:
+        model = WorldModel(
+            infer_config(parameters),
+            obs_dim=parameters["encoder.0.weight"].shape[1],
+            action_dim=parameters["pi.2.weight"].shape[0] // 2,
+            terminates="termination.0.weight" in parameters,
+        )
         model.load_state_dict(parameters)
+    except KeyError as error:
+        raise ConfigError(f"{path}: not a complete TD-MPC2 checkpoint, no {error}") from error
     except RuntimeError as error:
         raise ConfigError(f"{path}: tensors do not form a TD-MPC2 model: {' '.join(str(error).split())}") from error
     return model
@@ -66,7 +68,11 @@ def convert_official(state: Mapping[str, object], origin: str = "checkpoint") ->
         for prefix, ours in _CRITICS.items():
             if name.startswith(prefix + "."):
                 converted[f"{ours}.layers.{_critic_key(name[len(prefix) + 1 :])}"] = value.float()
-    missing = [part for part in ("encoder", "dynamics", "reward", "pi", "q", "target_q") if not any(key.startswith(f"{part}.") for key in converted)]
+    missing = [
+        part
+        for part in ("encoder", "dynamics", "reward", "pi", "q", "target_q")
+        if not any(key.startswith(f"{part}.") for key in converted)
+    ]
     if missing:
         raise ConfigError(f"{origin}: not a TD-MPC2 checkpoint, no parameters of {', '.join(missing)}")
     return converted
@@ -100,7 +106,7 @@ def _read(path: Path) -> Mapping[str, object]:
         raise FileNotFoundError(f"checkpoint: no file at {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ConfigError(f"{path}: not a readable PyTorch checkpoint of plain tensors ({type(error).__name__})") from error
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]

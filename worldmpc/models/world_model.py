@@ -138,7 +138,9 @@ class WorldModel(nn.Module):
     @torch.no_grad()
     def update_target(self, tau: float) -> None:
         """Move the slow critics towards the critics by ``tau``."""
-        torch._foreach_lerp_(list(self.target_q.parameters()), list(self.q.parameters()), tau)
+        slow: list[Tensor] = list(self.target_q.parameters())
+        fast: list[Tensor] = list(self.q.parameters())
+        torch._foreach_lerp_(slow, fast, tau)  # pyright: ignore[reportPrivateImportUsage]
 
     def parameter_table(self) -> list[tuple[str, int]]:
         """Return (component, learned parameters) rows, the last one the total."""

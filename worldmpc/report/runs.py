@@ -127,6 +127,8 @@ def load_run(path: str | Path) -> Run:
         )
     except KeyError as error:
         raise RunError(f"{folder / 'config.json'}: no key {error}") from error
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{folder / 'config.json'}: {error}") from error
 
 
 def load_results(path: str | Path) -> list[Run]:
@@ -234,7 +236,7 @@ def read_metrics(path: str | Path) -> tuple[list[dict[str, Any]], tuple[str, ...
 
 def is_result_file(file: Path) -> bool:
     """Return whether a CSV has the columns of a result file (benchmarks and the like have others)."""
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8", errors="replace") as lines:
         header = next((line for line in lines if not line.startswith("#")), "")
     return set(REQUIRED) <= set(header.strip().split(","))
 
@@ -268,9 +270,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise RunError(f"{file}: missing; is {file.parent} a run folder?")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{file}: not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise RunError(f"{file}: expected a JSON object, got a {type(data).__name__}")
+    return data
 
 
 def _read_evals(file: Path) -> tuple[tuple[Evaluation, ...], tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -44,6 +45,14 @@ class EvalHook:
         self.episodes, self.prior = episodes, prior
         self.best, self.last, self.improved = float("-inf"), float("nan"), False
         self.evaluated_at = -1
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the best and the last evaluation."""
+        return {"best": self.best, "last": self.last, "at": self.evaluated_at}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.best, self.last, self.evaluated_at = float(state["best"]), float(state["last"]), int(state["at"])
 
     def __call__(self, state: TrainState, metrics: Metrics) -> None:
         """Evaluate where due."""
@@ -91,7 +100,7 @@ class CheckpointHook:
         tree = state.state_dict()
         if not self.replay:
             del tree["replay"]
-        tree["loop"]["best_return"] = self.evaluation.best
+        tree["loop"]["evaluation"] = self.evaluation.state_dict()
         self.store.save(state.env_steps, tree, {**self.meta, **_counters(state)}, best=best)
         self.evaluation.improved = False
 

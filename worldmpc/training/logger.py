@@ -98,7 +98,7 @@ class RunLogger:
 
     def __init__(
         self,
-        run_dir: str | Path,
+        run_dir: str | Path | None,
         config: LogConfig | None = None,
         *,
         total_env_steps: int | None = None,
@@ -106,12 +106,13 @@ class RunLogger:
         clock: Callable[[], float] = time.monotonic,
         plain_seconds: float = 10.0,
     ) -> None:
-        """Prepare the sinks.
+        """Prepare the sinks; without a folder only the console can be used.
 
         total_env_steps: simulator steps the run goes to, for bar and time left. plain_seconds: between plain progress lines.
         """
-        self.run_dir = Path(run_dir)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.run_dir = Path(run_dir or ".")
+        if run_dir is not None:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
         self._config = config or LogConfig()
         self._console = console or Console()
         self._metrics_path = self.run_dir / "metrics.jsonl"

@@ -65,7 +65,8 @@ def find_checkpoint(path: str | Path) -> Path:
         CheckpointError: there is none, or no intact one.
     """
     path = Path(path)
-    if is_official(path) or ((path / META).is_file() and not (path / "checkpoints").is_dir()):
+    is_run = (path / "config.json").exists() or (path / "checkpoints").exists()  # a run has a meta.json of its own
+    if is_official(path) or ((path / META).is_file() and not is_run):
         return path
     folder = path if path.name == "checkpoints" else path / "checkpoints"
     if not folder.is_dir():

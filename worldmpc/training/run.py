@@ -16,22 +16,23 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from worldmpc.agents.tdmpc2 import TDMPC2
-from worldmpc.config import ConfigError, EnvConfig, RunConfig, seed_decisions
-from worldmpc.envs import EnvError, Task, VecEnv, canonical_task, make_envs, rendering_backend
-from worldmpc.envs.rendering import rendering_hint
+from worldmpc.config import ConfigError, EnvConfig, RunConfig, resolve_model, seed_decisions
+from worldmpc.envs import EnvError, Task, VecEnv, canonical_task, make_envs
 from worldmpc.noise import derive_seed
 from worldmpc.report.curves import plot_curves
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.report.runs import load_run
 from worldmpc.report.video import write_video
-from worldmpc.runtime import keep_freed_memory, resolve_device, set_threads
+from worldmpc.runtime import keep_freed_memory, resolve_device, set_threads, suggested_threads
 from worldmpc.training.checkpoint import CheckpointStore, check_same_architecture, load_checkpoint
 from worldmpc.training.evaluator import evaluate
 from worldmpc.training.hooks import CheckpointHook, EvalHook, LogHook
 from worldmpc.training.logger import RunLogger, Throughput
 from worldmpc.training.trainer import DivergenceError, TrainState, make_state, train
+from worldmpc.types import EnvSpec
 
 MAX_EVAL_ENVS = 10
+
 
 class RunResult(NamedTuple):
     """Where a run ended."""
@@ -43,6 +44,7 @@ class RunResult(NamedTuple):
     best_return: float
     finished: bool
     """False where a signal ended it early; ``resume=auto`` goes on."""
+
 
 def run(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, ...] = ()) -> RunResult:
     """Train as configured, or go on where an earlier run of this configuration stopped.
@@ -59,32 +61,35 @@ def run(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, 
         EnvError: an environment failed; the state before it is saved.
     """
     keep_freed_memory()
-    set_threads(config.threads)
+    set_threads(config.threads or suggested_threads(resolve_model(config.model).mlp_dim))
     device = resolve_device(config.device)
     if task is None:
         config = dataclasses.replace(config, task=canonical_task(config.task))
         task = config.task
     with ExitStack() as stack:
+        # Environments first: a task that cannot be made leaves no folder, and workers do not inherit the lock.
+        envs = stack.enter_context(make_envs(task, config.env, seed=config.seed))
+        eval_envs = stack.enter_context(_eval_envs(task, config))
         folder, checkpoint = choose_folder(config)
         stack.enter_context(_lock(folder))
-        envs = stack.enter_context(make_envs(task, config.env, seed=config.seed))
-        eval_envs = stack.enter_context(_eval_envs(task, config, envs))
         total = math.ceil(config.steps / envs.spec.action_repeat)
         random_decisions = seed_decisions(config, envs.spec.episode_length)
         agent = TDMPC2(config, envs.spec, device, total_updates=max(int(total * config.train.utd), 1))
-        state = make_state(agent, envs, capacity=min(config.replay.capacity, total), seed_decisions=random_decisions)
+        state = make_state(agent, envs, capacity=config.replay.capacity, seed_decisions=random_decisions)
         logger = stack.enter_context(RunLogger(folder, config.log, total_env_steps=total * envs.spec.action_repeat))
-        best = _restore(state, checkpoint, logger, config)
+        tree = _restore(state, checkpoint, logger, config)
         meta = _write_meta(folder, config, envs, checkpoint)
         throughput = Throughput(decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
         evaluation = EvalHook(logger, throughput, eval_envs, config.eval_freq, config.eval.episodes, config.eval.prior)
-        evaluation.best = best
+        if tree is not None:
+            evaluation.load_state_dict(tree["loop"]["evaluation"])
         store = CheckpointStore(folder / "checkpoints", keep=config.checkpoint.keep)
         saving = CheckpointHook(store, evaluation, config.checkpoint.every, config.checkpoint.replay, meta)
         _introduce(logger, state, config, device, folder, checkpoint)
         stack.enter_context(_stop_on_signals(state, logger))
         if state.decisions == 0:
             evaluation.run(state)
+            saving(state, {})
         hooks = (LogHook(logger, throughput, config.log.every), evaluation, saving, *extra_hooks)
         try:
             train(state, hooks, total)
@@ -98,6 +103,7 @@ def run(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, 
         result = RunResult(folder, state.decisions, state.env_steps, evaluation.last, evaluation.best, finished)
         _finish(result, logger, config, task, agent, throughput.seconds)
         return result
+
 
 def choose_folder(config: RunConfig) -> tuple[Path, Path | None]:
     """Return the folder of the run, created, and the checkpoint to resume from, if any.
@@ -123,6 +129,9 @@ def choose_folder(config: RunConfig) -> tuple[Path, Path | None]:
             newest = CheckpointStore(path / "checkpoints", keep=config.checkpoint.keep).newest_valid()
             if newest is not None:
                 return path, newest
+        damaged = next((path for path in taken if CheckpointStore(path / "checkpoints", keep=config.checkpoint.keep).all()), None)
+        if damaged is not None:
+            raise ConfigError(f"resume: no intact checkpoint in {damaged / 'checkpoints'}; choose another run_dir to begin anew")
         folder = taken[-1] if taken else base  # killed before its first checkpoint: begin again in the same place
     elif taken and config.run_dir:
         raise ConfigError(f"run_dir: {base} already holds a run; go on with resume=auto, or choose another run_dir")
@@ -131,16 +140,20 @@ def choose_folder(config: RunConfig) -> tuple[Path, Path | None]:
     folder.mkdir(parents=True, exist_ok=True)
     return folder, None
 
+
 def default_folder(config: RunConfig) -> Path:
     """Return runs/<task>/<agent>-<preset>-seed<seed>."""
     slug = config.task.replace("/", "-").replace(":", "-")
     return Path("runs") / slug / f"{config.agent}-{config.preset}-seed{config.seed}"
 
+
 def _first_free(candidates: list[Path]) -> int:
     return next((index for index, path in enumerate(candidates) if not _holds_run(path)), len(candidates))
 
+
 def _holds_run(path: Path) -> bool:
     return (path / "config.json").exists() or (path / "checkpoints").exists()
+
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
@@ -152,18 +165,20 @@ def _lock(folder: Path) -> Iterator[None]:
             raise ConfigError(f"run_dir: another process is writing to {folder}; choose another run_dir or wait") from error
         yield
 
-def _eval_envs(task: Task, config: RunConfig, envs: VecEnv) -> VecEnv:
+
+def _eval_envs(task: Task, config: RunConfig) -> VecEnv:
     if not isinstance(task, str) and not callable(task):
         raise ConfigError("task: training evaluates on environments of its own; pass a function that makes the environment")
     number = min(config.eval.episodes, MAX_EVAL_ENVS)
     eval_config: EnvConfig = dataclasses.replace(config.env, num_envs=number, workers="sync")
     return make_envs(task, eval_config, seed=derive_seed(config.seed, "eval") % 2**31)
 
-def _restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, config: RunConfig) -> float:
-    """Load the checkpoint and drop what was logged after it; return the best evaluation so far."""
+
+def _restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, config: RunConfig) -> dict[str, Any] | None:
+    """Load the checkpoint, drop what was logged after it, and return its tree."""
     if checkpoint is None:
         logger.truncate(-1)
-        return float("-inf")
+        return None
     tree, meta = load_checkpoint(checkpoint)
     for line in _config_changes(meta.get("config", {}), config.to_dict()):
         logger.message(f"resume: {line}")
@@ -174,7 +189,8 @@ def _restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, conf
         reason = " ".join(str(error).split())
         raise ConfigError(f"resume: {checkpoint} does not fit this configuration: {reason[:400]}") from error
     logger.truncate(state.decisions)
-    return float(tree["loop"]["best_return"])
+    return tree
+
 
 def _config_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in new.items():
@@ -184,21 +200,26 @@ def _config_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str 
         elif before != value and f"{prefix}{name}" not in ("resume", "run_dir"):
             yield f"{prefix}{name} was {before!r}, is now {value!r}"
 
+
+def spec_dict(spec: EnvSpec) -> dict[str, Any]:
+    """Return a spec as plain data, for ``meta.json``."""
+    return {
+        "name": spec.name,
+        "obs_shape": list(spec.obs_shape),
+        "action_dim": spec.action_dim,
+        "episode_length": spec.episode_length,
+        "action_repeat": spec.action_repeat,
+        "can_terminate": spec.can_terminate,
+    }
+
+
 def _write_meta(folder: Path, config: RunConfig, envs: VecEnv, checkpoint: Path | None) -> dict[str, Any]:
-    spec = envs.spec
     meta = {
         "command": command_line(),
         "commit": git_commit(),
         "machine": machine_info(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "spec": {
-            "name": spec.name,
-            "obs_shape": list(spec.obs_shape),
-            "action_dim": spec.action_dim,
-            "episode_length": spec.episode_length,
-            "action_repeat": spec.action_repeat,
-            "can_terminate": spec.can_terminate,
-        },
+        "spec": spec_dict(envs.spec),
     }
     if checkpoint is not None and (folder / "meta.json").exists():
         first = json.loads((folder / "meta.json").read_text())
@@ -207,10 +228,12 @@ def _write_meta(folder: Path, config: RunConfig, envs: VecEnv, checkpoint: Path 
     _write_json(folder / "config.json", config.to_dict())
     return {"config": config.to_dict(), "spec": meta["spec"]}
 
+
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(data, indent=2) + "\n")
     os.replace(partial, path)
+
 
 def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, device: str, folder: Path, checkpoint: Path | None) -> None:
     agent = state.agent
@@ -224,6 +247,7 @@ def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, device: 
     if checkpoint is not None:
         logger.message(f"resumed from {checkpoint} at {state.env_steps:,} simulator steps")
     logger.message(f"writing to {folder}")
+
 
 @contextmanager
 def _stop_on_signals(state: TrainState, logger: RunLogger) -> Iterator[None]:
@@ -246,30 +270,31 @@ def _stop_on_signals(state: TrainState, logger: RunLogger) -> Iterator[None]:
         for number, action in before.items():
             signal.signal(number, action)
 
+
 def _finish(result: RunResult, logger: RunLogger, config: RunConfig, task: Task, agent: TDMPC2, seconds: float) -> None:
     """Draw the curve, record the video, and say what was reached and where to look."""
     plot_curves([load_run(result.run_dir)], result.run_dir / "curve.png")
     if not result.finished:
+        logger.close()
         logger.message(f"stopped at {result.env_steps:,} simulator steps, saved in {result.run_dir}; go on with resume=auto")
         return
     video = ""
     if config.eval.video:
         video = _attempt_video(result.run_dir / "final.mp4", task, config, agent, logger)
-    logger.message(
-        f"done: {agent.spec.name} return {result.last_return:.1f} (best {result.best_return:.1f}) after {result.env_steps:,} simulator steps "
-        f"in {seconds / 60:.1f} minutes of training; look at {result.run_dir}/curve.png{video}"
-    )
+    logger.close()  # the last progress line comes before the last word
+    reached = f"return {result.last_return:.1f} (best {result.best_return:.1f}) after {result.env_steps:,} simulator steps"
+    where = f"look at {result.run_dir}/curve.png{video}"
+    logger.message(f"done: {agent.spec.name} {reached} in {seconds / 60:.1f} minutes of training; {where}")
+
 
 def _attempt_video(path: Path, task: Task, config: RunConfig, agent: TDMPC2, logger: RunLogger) -> str:
-    if rendering_backend() is None:
-        logger.message(f"no video: {rendering_hint()}")
-        return ""
     try:
         record_video(path, task, config, agent)
     except EnvError as error:
         logger.message(f"no video: {error}")
         return ""
     return f", {path}"
+
 
 def record_video(path: Path, task: Task, config: RunConfig, agent: TDMPC2, *, index: int = 0) -> float:
     """Record one evaluation episode as an mp4 and return its return.

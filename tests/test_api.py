@@ -1,0 +1,110 @@
+"""The five verbs of the library, and imports that only go downward."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import worldmpc
+from worldmpc.envs.toy import Balance, PointMass
+
+PACKAGE = Path(worldmpc.__file__).parent
+ORDER = (
+    "types",
+    "config",
+    "runtime",
+    "noise",
+    "envs",
+    "data",
+    "models",
+    "functional",
+    "planners",
+    "losses",
+    "agents",
+    "report",
+    "training",
+    "api",
+    "bench",
+    "cli",
+)
+
+
+def test_train_evaluate_save_and_load(tmp_path):
+    envs = worldmpc.make_envs("toy/pointmass")
+    agent = worldmpc.make_agent(envs, preset="debug", seed=3)
+    state = worldmpc.train(agent, envs, steps=80, progress=False)
+    result = worldmpc.evaluate(agent, episodes=3)
+    assert state.env_steps == 80 and len(result.returns) == 3 and result.mean_return == sum(result.returns) / 3
+    worldmpc.save(agent, tmp_path / "agents" / "mine")
+    loaded = worldmpc.load(tmp_path / "agents" / "mine")
+    assert dataclasses.replace(loaded.config, device="auto") == agent.config and loaded.updates == agent.updates == 80
+    assert worldmpc.evaluate(loaded, episodes=3).returns == result.returns
+    assert worldmpc.evaluate(loaded, episodes=3, mode="prior").returns != result.returns
+
+
+def test_training_goes_on_and_hooks_can_stop_it():
+    envs = worldmpc.make_envs("toy/balance")
+    agent = worldmpc.make_agent(envs, preset="debug")
+    state = worldmpc.train(agent, envs, steps=60, progress=False)
+
+    def stop(state, metrics):
+        state.stop = state.decisions >= 70
+
+    assert worldmpc.train(agent, envs, steps=200, state=state, hooks=[stop], progress=False).decisions == 70
+
+
+@pytest.mark.parametrize("task", [Balance, lambda: PointMass()])
+def test_own_environment(task):
+    envs = worldmpc.make_envs(task, worldmpc.EnvConfig(num_envs=2))
+    agent = worldmpc.make_agent(envs, preset="debug")
+    worldmpc.train(agent, envs, steps=60, progress=False)
+    assert len(worldmpc.evaluate(agent, task, episodes=2).returns) == 2
+    with pytest.raises(worldmpc.ConfigError, match="pass a function"):
+        worldmpc.evaluate(agent)
+
+
+def test_official_checkpoint_acts(tmp_path):
+    model = worldmpc.load_official(Path(__file__).parent / "golden" / "tiny_ckpt_new.pt")
+    z = model.encode(torch.zeros(2, 7))
+    step = model.step(z, torch.zeros(2, 3))
+    assert step.z.shape == z.shape and step.reward.shape == step.cont.shape == (2,)
+    assert model.q_values(z, torch.zeros(2, 3)).shape == (5, 2)
+    assert {"action", "mean", "log_std"} <= set(model.policy(z, torch.zeros(2, 3))._fields)
+
+
+def test_import_is_cheap():
+    code = "import sys, worldmpc, worldmpc.config; assert 'torch' not in sys.modules; print(worldmpc.__version__)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == worldmpc.__version__
+
+
+def test_every_public_name_exists():
+    for name in worldmpc.__all__:
+        assert getattr(worldmpc, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = worldmpc.nonsense
+
+
+def test_imports_go_downward():
+    """A module imports only from its own package or from those before it in ORDER."""
+    for path in PACKAGE.rglob("*.py"):
+        here = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if here in ("__init__", "__main__"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                parts = name.split(".")
+                if parts[0] == "worldmpc" and len(parts) > 1:
+                    assert ORDER.index(parts[1]) <= ORDER.index(here), f"{path.name} ({here}) imports {name}"
+
+
+def test_agents_only_wire():
+    for path in (PACKAGE / "agents").glob("*.py"):
+        assert path.read_text().count("\n") <= 170, path.name

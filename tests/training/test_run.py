@@ -1,0 +1,257 @@
+"""Whole runs: what they leave behind, and that nothing that happens to them loses anything."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worldmpc.config import ConfigError, make_config
+from worldmpc.envs import EnvError
+from worldmpc.envs.toy import Balance, PointMass
+from worldmpc.training import checkpoint as checkpoints
+from worldmpc.training.checkpoint import CheckpointError, CheckpointStore, load_checkpoint
+from worldmpc.training.run import run
+from worldmpc.training.trainer import DivergenceError
+
+QUIET = {"eval.video": False, "log.progress": "none", "log.tensorboard": False}
+
+
+def config(folder, **overrides):
+    return make_config(
+        "debug",
+        **{"task": "toy/balance", "run_dir": str(folder), "steps": 120, "eval_freq": 60, "checkpoint.every": 40, **QUIET, **overrides},
+    )
+
+
+def state_of(folder: Path):
+    """Every tensor and number of the newest checkpoint."""
+    tree, _ = load_checkpoint(CheckpointStore(folder / "checkpoints", keep=2).newest_valid())
+
+    def leaves(tree, prefix=""):
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", torch.as_tensor(value)
+
+    return dict(leaves(tree))
+
+
+def assert_same_end(one: Path, two: Path) -> None:
+    """Bit-equal state, and equal evaluations and losses."""
+    first, second = state_of(one), state_of(two)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name].nan_to_num(nan=-7e7), second[name].nan_to_num(nan=-7e7))]
+    assert different == []
+    assert [row["return_mean"] for row in evaluations(one)] == [row["return_mean"] for row in evaluations(two)]
+    timeless = [[{key: value for key, value in row.items() if not key.startswith("time/")} for row in records(path)] for path in (one, two)]
+    assert timeless[0] == timeless[1]
+
+
+def evaluations(folder):
+    with (folder / "eval.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_leaves_everything_behind(tmp_path, capsys):
+    folder = tmp_path / "run"
+    result = run(config(folder, **{"log.tensorboard": True, "eval.video": True, "log.progress": "plain"}))
+    assert result.finished and result.env_steps == 120
+    assert {"config.json", "meta.json", "metrics.jsonl", "eval.csv", "tb", "checkpoints", "curve.png"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert [int(row["env_steps"]) for row in evaluations(folder)] == [0, 60, 120]
+    assert all(row["prior_return_mean"] for row in evaluations(folder))
+    assert {"decisions", "env_steps", "updates", "episodes", "train/total_loss", "time/decisions_per_s"} <= records(folder)[-1].keys()
+    assert json.loads((folder / "config.json").read_text())["task"] == "toy/balance"
+    output = capsys.readouterr().out
+    assert "dynamics" in output and output.count("replay:") == 1
+    last = [line for line in output.splitlines() if line.startswith("done:")][-1]
+    assert f"return {result.last_return:.1f}" in last and "curve.png" in last
+    assert ("no video: " in output) != (folder / "final.mp4").exists()
+
+
+def test_resume_after_the_end_extends_the_run(tmp_path):
+    run(config(tmp_path / "short", steps=60))
+    run(config(tmp_path / "short", steps=120, resume="auto"))
+    run(config(tmp_path / "long", steps=120))
+    assert_same_end(tmp_path / "short", tmp_path / "long")
+
+
+def test_killed_at_random_moments_and_resumed_equals_uninterrupted(tmp_path):
+    """SIGKILL three times, wherever it hits, then run to the end."""
+    arguments = [f"{name}={value}".lower() if isinstance(value, bool) else f"{name}={value}" for name, value in QUIET.items()]
+    arguments += [
+        "preset=debug",
+        "task=toy/balance",
+        "steps=600",
+        "eval_freq=100",
+        "checkpoint.every=50",
+        "threads=1",
+        "log.every=25",
+        "env.num_envs=2",
+    ]
+    command = [sys.executable, "-m", "worldmpc", "train", *arguments, "resume=auto"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, f"run_dir={tmp_path / 'whole'}"], check=True, env=environment, capture_output=True)
+    killed, kills = tmp_path / "killed", 0
+    chance = random.Random(int.from_bytes(os.urandom(4)))
+    while kills < 3:
+        process = subprocess.Popen([*command, f"run_dir={killed}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = len(list((killed / "checkpoints").glob("step_*"))) if killed.exists() else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+            if len(list((killed / "checkpoints").glob("step_*"))) > min(before, 1):
+                break
+        time.sleep(chance.uniform(0, 0.6))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    subprocess.run([*command, f"run_dir={killed}"], check=True, env=environment, capture_output=True)
+    assert_same_end(tmp_path / "whole", killed)
+
+
+def test_sigterm_saves_and_exits_cleanly(tmp_path):
+    command = [sys.executable, "-m", "worldmpc", "train", "preset=debug", "task=toy/balance", "steps=100000", f"run_dir={tmp_path / 'run'}"]
+    command += ["eval.video=false", "log.progress=none", "threads=1", "checkpoint.every=1000000"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "resume=auto" in output.splitlines()[-1] and "Traceback" not in errors
+    assert int(state_of(tmp_path / "run")["loop.decisions"]) >= 100
+
+
+def test_corrupt_newest_checkpoint_is_named_and_the_previous_one_used(tmp_path):
+    run(config(tmp_path / "broken"))
+    store = CheckpointStore(tmp_path / "broken" / "checkpoints", keep=2)
+    newest = store.newest_valid()
+    with (newest / "agent.safetensors").open("r+b") as file:
+        file.truncate(100)
+    with pytest.warns(UserWarning, match=newest.name):
+        run(config(tmp_path / "broken", resume="auto"))
+    run(config(tmp_path / "whole"))
+    assert_same_end(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_fresh_runs_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [run(config(None, run_dir=None, steps=60)).run_dir for _ in range(2)]
+    assert [folder.name for folder in folders] == ["tdmpc2-debug-seed1", "tdmpc2-debug-seed1-2"]
+    assert run(config(None, run_dir=None, steps=80, resume="auto")).run_dir == folders[1]
+    assert run(config(None, run_dir=None, steps=100, resume=str(folders[0]))).run_dir == folders[0]
+
+
+def test_existing_run_is_not_overwritten(tmp_path):
+    run(config(tmp_path / "run", steps=60))
+    before = (tmp_path / "run" / "eval.csv").read_text()
+    with pytest.raises(ConfigError, match="already holds a run; go on with resume=auto"):
+        run(config(tmp_path / "run"))
+    assert (tmp_path / "run" / "eval.csv").read_text() == before
+
+
+def test_two_processes_cannot_share_a_folder(tmp_path):
+    from worldmpc.training.run import _lock
+
+    (tmp_path / "run").mkdir()
+    with _lock(tmp_path / "run"), pytest.raises(ConfigError, match="another process is writing"):
+        run(config(tmp_path / "run"))
+
+
+def test_checkpoint_of_another_architecture(tmp_path):
+    run(config(tmp_path / "run", steps=60))
+    with pytest.raises(CheckpointError, match=r"dynamics\.0\.weight|encoder\.0"):
+        run(config(tmp_path / "run", resume="auto", **{"model.mlp_dim": 24}))
+
+
+@pytest.mark.parametrize("resume", ["nowhere", "."])
+def test_resume_from_nothing(tmp_path, resume, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="resume: expected never, auto, a run folder or a checkpoint folder"):
+        run(config(tmp_path / "run", resume=resume))
+
+
+class Misbehaving(Balance):
+    """Goes wrong at its 70th step."""
+
+    total, how = 0, "raise"
+
+    def step(self, action):
+        Misbehaving.total += 1
+        obs, reward, *rest = super().step(action)
+        if Misbehaving.total == 70:
+            if self.how == "raise":
+                raise ValueError("motor on fire")
+            reward = float("nan")
+        return obs, reward, *rest
+
+
+@pytest.mark.parametrize(("how", "message"), [("raise", "motor on fire"), ("nan", "non-finite reward")])
+def test_failing_environment_saves_and_says_so(tmp_path, how, message):
+    made = []
+
+    def factory():
+        made.append(Misbehaving() if not made else Balance())
+        return made[-1]
+
+    Misbehaving.total, Misbehaving.how = 0, how
+    with pytest.raises(EnvError, match=message):
+        run(config(tmp_path / "run"), task=factory)
+    assert int(state_of(tmp_path / "run")["loop.decisions"]) == 69
+
+
+def test_diverging_loss_saves_and_names_the_term(tmp_path):
+    def poison(state, metrics):
+        if state.decisions == 90:
+            state.source.replay._data[:, 1] = np.nan
+
+    with pytest.raises(DivergenceError, match=r"reward_loss is nan.*saved at 91 simulator steps"):
+        run(config(tmp_path / "run"), extra_hooks=(poison,))
+    assert state_of(tmp_path / "run")["agent.model.dynamics.0.weight"].isfinite().all()
+
+
+def test_full_disk_ends_with_one_line_and_older_checkpoints_intact(tmp_path, monkeypatch):
+    original = checkpoints.save_checkpoint
+
+    def full(folder, name, tree, meta):
+        if name == "step_000000080":
+            monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        return original(folder, name, tree, meta)
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        run(config(tmp_path / "run"))
+    monkeypatch.undo()
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.startswith("step_"))
+    assert "step_000000080" not in kept and kept
+    run(config(tmp_path / "run", resume="auto"))
+    run(config(tmp_path / "whole"))
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_environment_object_is_refused_with_a_way_out(tmp_path):
+    with pytest.raises(ConfigError, match="pass a function"):
+        run(config(tmp_path / "run"), task=PointMass())

@@ -1,0 +1,118 @@
+"""The library in five verbs: make_agent, train, evaluate, save, load."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from worldmpc.agents.tdmpc2 import TDMPC2
+from worldmpc.config import ConfigError, LogConfig, make_config, seed_decisions
+from worldmpc.envs import Task, VecEnv, make_envs
+from worldmpc.noise import derive_seed
+from worldmpc.runtime import keep_freed_memory, resolve_device
+from worldmpc.training import evaluator
+from worldmpc.training.checkpoint import save_checkpoint
+from worldmpc.training.logger import RunLogger
+from worldmpc.training.restore import load_agent
+from worldmpc.training.run import MAX_EVAL_ENVS, spec_dict
+from worldmpc.training.trainer import Hook, TrainState, make_state
+from worldmpc.training.trainer import train as run_loop
+from worldmpc.types import EnvSpec, Mode
+
+
+def make_agent(envs: VecEnv | EnvSpec, preset: str = "default", **overrides: Any) -> TDMPC2:
+    """Make an untrained agent for environments.
+
+    Args:
+        envs: the environments, or what they say about themselves.
+        preset: named set of values; see :data:`worldmpc.config.PRESETS`.
+        overrides: configuration on top, as in :func:`worldmpc.config.make_config`: ``seed=2, **{"planner.horizon": 5}``.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+    spec = envs if isinstance(envs, EnvSpec) else envs.spec
+    config = make_config(preset, **{"task": spec.name, **overrides})
+    return TDMPC2(config, spec, resolve_device(config.device))
+
+
+def train(
+    agent: TDMPC2, envs: VecEnv, steps: int, *, hooks: Sequence[Hook] = (), state: TrainState | None = None, progress: bool = True
+) -> TrainState:
+    """Train an agent in memory; :func:`worldmpc.run` does the same with evaluations, checkpoints and files.
+
+    Args:
+        agent: learns, in place.
+        envs: what to act in.
+        steps: simulator steps to reach, counted from the beginning of ``state``.
+        hooks: called after the updates of every step, as ``hook(state, metrics)``; ``state.stop = True`` ends training.
+        state: what an earlier call returned, to go on from there with its replay.
+        progress: show a progress display.
+
+    Raises:
+        DivergenceError: a loss exploded.
+        EnvError: an environment failed.
+    """
+    keep_freed_memory()
+    config = agent.config
+    if state is None:
+        state = make_state(agent, envs, capacity=config.replay.capacity, seed_decisions=seed_decisions(config, envs.spec.episode_length))
+    total = -(-steps // envs.spec.action_repeat)
+    display = RunLogger(None, LogConfig(progress="auto" if progress else "none", tensorboard=False), total_env_steps=steps)
+    with display:
+        show: Hook = lambda current, metrics: display.progress(current.decisions, current.env_steps, current.updates)  # noqa: E731
+        run_loop(state, (show, *hooks), total)
+    return state
+
+
+def evaluate(
+    agent: TDMPC2, task: Task | VecEnv | None = None, episodes: int = 10, *, mode: Mode = "eval", index: int = 0
+) -> evaluator.EvalResult:
+    """Play whole episodes with the planner (``mode="eval"``) or with the policy prior alone (``mode="prior"``).
+
+    Args:
+        agent: acts.
+        task: a task's name, a function that makes the environment, or environments; None: the task that the agent was made for.
+        episodes: how many.
+        mode: who acts.
+        index: another number gives other episodes.
+
+    Raises:
+        ConfigError: the agent was made for an environment without a name, and ``task`` is None.
+        EnvError: an environment failed.
+    """
+    if isinstance(task, VecEnv):
+        return evaluator.evaluate(agent, task, episodes, mode=mode, index=index)
+    if task is None:
+        task = agent.config.task
+        if "/" not in task:
+            raise ConfigError(f"task: the agent was made for the environment object {task}; pass a function that makes it")
+    number = min(episodes, MAX_EVAL_ENVS) if isinstance(task, str) or callable(task) else agent.config.env.num_envs
+    config = dataclasses.replace(agent.config.env, num_envs=number, workers="sync")
+    with make_envs(task, config, seed=derive_seed(agent.config.seed, "eval")) as envs:
+        return evaluator.evaluate(agent, envs, episodes, mode=mode, index=index)
+
+
+def save(agent: TDMPC2, path: str | Path) -> Path:
+    """Write an agent, its optimisers and its configuration to a folder of plain tensors and JSON; one that exists is replaced.
+
+    Raises:
+        CheckpointError: it could not be written; what was there before is intact.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save_checkpoint(
+        path.parent, path.name, {"agent": agent.state_dict()}, {"config": agent.config.to_dict(), "spec": spec_dict(agent.spec)}
+    )
+
+
+def load(path: str | Path, task: Task | None = None, *, device: str = "auto") -> TDMPC2:
+    """Load an agent from a folder that :func:`save` wrote, a run folder, a checkpoint, or a published ``.pt`` file (which needs ``task``).
+
+    Raises:
+        ConfigError: the task does not fit, or is missing for a published file.
+        CheckpointError: the folder is no intact checkpoint.
+    """
+    return load_agent(path, task, device=device)[0]
