@@ -1,0 +1,1 @@
+"""Slow checks and speed measurements; see results/."""

@@ -226,7 +226,7 @@ def make_config(preset: str = "default", **overrides: Any) -> RunConfig:
     if preset not in PRESETS:
         raise ConfigError(f"preset: unknown preset '{preset}'; one of {', '.join(PRESETS)}")
     data: dict[str, Any] = {"preset": preset}
-    for source in (PRESETS[preset], _nest(overrides)):
+    for source in (PRESETS[preset], nest(overrides)):
         data = merge(data, source)
     return RunConfig.from_dict(data)
 
@@ -357,7 +357,8 @@ def lookup(config: Any, dotted: str) -> Any:
     return config
 
 
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested mappings for dotted keys."""
     nested: dict[str, Any] = {}
     for dotted, value in flat.items():
         for name in reversed(dotted.split(".")):

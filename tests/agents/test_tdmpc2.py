@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from tests import golden_data as golden
+from tests.trees import differences, leaves
 from worldmpc import functional
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, OptimConfig, discount_from_episode_length, make_config
@@ -32,21 +33,6 @@ def make_batch(length=3, size=8, seed=0):
         mask=zeros + 1,
         index=zeros.long(),
     )
-
-
-def flat(tree, prefix=""):
-    """Leaves of a state by dotted name."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", torch.as_tensor(value).clone()
-
-
-def equal_states(one, two, but=()):
-    one, two = dict(flat(one)), dict(flat(two))
-    assert one.keys() == two.keys()
-    return [name for name in one if not torch.equal(one[name], two[name]) and not name.startswith(but)]
 
 
 def test_model_loss_never_reaches_policy_or_targets():
@@ -78,7 +64,7 @@ def test_padding_has_no_influence():
     agents = [make() for _ in batches]
     for agent, batch in zip(agents, batches, strict=True):
         agent.update(batch)
-    assert equal_states(agents[0].state_dict(), agents[1].state_dict()) == []
+    assert differences(agents[0].state_dict(), agents[1].state_dict()) == []
 
 
 def test_masked_steps_weigh_nothing():
@@ -98,9 +84,9 @@ def test_masked_steps_weigh_nothing():
 def test_bad_losses_change_nothing():
     agent = make()
     agent.update(make_batch())
-    before = dict(flat(agent.state_dict()))
+    before = dict(leaves(agent.state_dict()))
     metrics = agent.update(make_batch()._replace(reward=torch.full((3, 8), torch.nan)))
-    after = dict(flat(agent.state_dict()))
+    after = dict(leaves(agent.state_dict()))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert metrics["skipped_updates"] == 1 and not metrics["total_loss"].isfinite()
     assert all(name.startswith(("model.target_q.", "streams.")) or name == "updates" for name in changed)
@@ -117,7 +103,7 @@ def test_state_continues_exactly(episodic):
     resumed.load_state_dict(agent.state_dict())
     for one in (agent, resumed):
         one.update(make_batch(seed=7))
-    assert equal_states(agent.state_dict(), resumed.state_dict()) == []
+    assert differences(agent.state_dict(), resumed.state_dict()) == []
     assert torch.equal(agent.act(carry, obs, "explore").action, resumed.act(carry, obs, "explore").action)
 
 

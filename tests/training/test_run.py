@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from tests.trees import differences, leaves
 from worldmpc.config import ConfigError, make_config
 from worldmpc.envs import EnvError
 from worldmpc.envs.toy import Balance, PointMass
@@ -37,24 +37,12 @@ def config(folder, **overrides):
 
 def state_of(folder: Path):
     """Every tensor and number of the newest checkpoint."""
-    tree, _ = load_checkpoint(CheckpointStore(folder / "checkpoints", keep=2).newest_valid())
-
-    def leaves(tree, prefix=""):
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", torch.as_tensor(value)
-
-    return dict(leaves(tree))
+    return dict(leaves(load_checkpoint(CheckpointStore(folder / "checkpoints", keep=2).newest_valid())[0]))
 
 
 def assert_same_end(one: Path, two: Path) -> None:
     """Bit-equal state, and equal evaluations and losses."""
-    first, second = state_of(one), state_of(two)
-    assert first.keys() == second.keys()
-    different = [name for name in first if not torch.equal(first[name].nan_to_num(nan=-7e7), second[name].nan_to_num(nan=-7e7))]
-    assert different == []
+    assert differences(state_of(one), state_of(two)) == []
     assert [row["return_mean"] for row in evaluations(one)] == [row["return_mean"] for row in evaluations(two)]
     timeless = [[{key: value for key, value in row.items() if not key.startswith("time/")} for row in records(path)] for path in (one, two)]
     assert timeless[0] == timeless[1]
@@ -78,7 +66,7 @@ def test_leaves_everything_behind(tmp_path, capsys):
     }
     assert [int(row["env_steps"]) for row in evaluations(folder)] == [0, 60, 120]
     assert all(row["prior_return_mean"] for row in evaluations(folder))
-    assert {"decisions", "env_steps", "updates", "episodes", "train/total_loss", "time/decisions_per_s"} <= records(folder)[-1].keys()
+    assert {"decisions", "env_steps", "updates", "episodes", "train/total_loss", "train/plan_std", "time/decisions_per_s"} <= records(folder)[-1].keys()
     assert json.loads((folder / "config.json").read_text())["task"] == "toy/balance"
     output = capsys.readouterr().out
     assert "dynamics" in output and output.count("replay:") == 1

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trees import differences, leaves
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import make_config
 from worldmpc.envs import make_envs
@@ -25,21 +26,7 @@ def make(task="toy/balance", num_envs=1, seed_decisions=20, **overrides):
 
 
 def snapshot(state):
-    """All tensors and numbers of a state, by dotted name."""
-
-    def leaves(tree, prefix=""):
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", torch.as_tensor(value).clone()
-
     return dict(leaves(state.state_dict()))
-
-
-def differences(one, two):
-    assert one.keys() == two.keys()
-    return [name for name in one if not torch.equal(one[name].nan_to_num(nan=-12345.0), two[name].nan_to_num(nan=-12345.0))]
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])

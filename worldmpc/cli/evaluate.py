@@ -14,7 +14,7 @@ from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.cli.output import console_for, say, write_json
 from worldmpc.cli.text import EVALUATE
 from worldmpc.cli.words import override_values, split_words
-from worldmpc.config import ConfigError, RunConfig, merge
+from worldmpc.config import ConfigError, RunConfig, nest
 from worldmpc.envs import canonical_task, make_envs
 from worldmpc.noise import derive_seed
 from worldmpc.report.provenance import command_line, git_commit, machine_info
@@ -37,7 +37,7 @@ def evaluate(words: list[str]) -> int:
     for word in rest:
         if "=" in word and not word.startswith(ALLOWED):
             raise ConfigError(f"{word}: evaluate takes {', '.join(EVALUATE)}, compile, and the keys of planner and env")
-    changes = _nest(override_values(rest))
+    changes = nest(override_values(rest))
     if options["checkpoint"] is None:
         raise ConfigError("checkpoint: expected checkpoint=PATH, a run folder, a checkpoint folder or a published .pt file")
     if options["episodes"] < 1:
@@ -64,15 +64,6 @@ def evaluate(words: list[str]) -> int:
         video_return = _record_video(Path(options["video"]), agent, config, mode)
         say(console, f"{options['video']}: one episode, return {video_return:.1f}")
     return 0
-
-
-def _nest(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for dotted, value in flat.items():
-        for name in reversed(dotted.split(".")):
-            value = {name: value}
-        nested = merge(nested, value)
-    return nested
 
 
 def _print(result: EvalResult, console: Console) -> None:

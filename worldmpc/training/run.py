@@ -87,7 +87,7 @@ def run(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, 
         saving = CheckpointHook(store, evaluation, config.checkpoint.every, config.checkpoint.replay, meta)
         _introduce(logger, state, config, device, folder, checkpoint)
         stack.enter_context(_stop_on_signals(state, logger))
-        if state.decisions == 0:
+        if evaluation.evaluated_at < 0:
             evaluation.run(state)
             saving(state, {})
         hooks = (LogHook(logger, throughput, config.log.every), evaluation, saving, *extra_hooks)

@@ -49,6 +49,8 @@ class TrainState:
     """Set from outside to end the loop at the next clean point."""
     running_return: Tensor = field(default_factory=lambda: torch.zeros(0))
     running_length: Tensor = field(default_factory=lambda: torch.zeros(0))
+    act_metrics: Metrics = field(default_factory=dict)
+    """What the agent said about its last decision."""
     finished: list[Episode] = field(default_factory=list)
     """Episodes that ended since somebody last cleared the list."""
 
@@ -179,6 +181,7 @@ def collect(state: TrainState) -> None:
     state.source.observe(
         Transition(obs, output.action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, output.extras)
     )
+    state.act_metrics = output.metrics
     done = step.terminated | step.truncated
     fresh = done | ~step.valid
     state.carry = output.carry
