@@ -66,7 +66,9 @@ def test_leaves_everything_behind(tmp_path, capsys):
     }
     assert [int(row["env_steps"]) for row in evaluations(folder)] == [0, 60, 120]
     assert all(row["prior_return_mean"] for row in evaluations(folder))
-    assert {"decisions", "env_steps", "updates", "episodes", "train/total_loss", "train/plan_std", "time/decisions_per_s"} <= records(folder)[-1].keys()
+    assert {"decisions", "env_steps", "updates", "episodes", "train/total_loss", "train/plan_std", "time/decisions_per_s"} <= records(
+        folder
+    )[-1].keys()
     assert json.loads((folder / "config.json").read_text())["task"] == "toy/balance"
     output = capsys.readouterr().out
     assert "dynamics" in output and output.count("replay:") == 1

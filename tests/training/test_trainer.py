@@ -15,6 +15,7 @@ from worldmpc.config import make_config
 from worldmpc.envs import make_envs
 from worldmpc.envs.toy import PointMass
 from worldmpc.noise import derive_seed
+from worldmpc.training import evaluator
 from worldmpc.training.evaluator import evaluate
 from worldmpc.training.trainer import DivergenceError, check_losses, make_state, train
 
@@ -96,6 +97,14 @@ def test_evaluation_repeats_and_counts_every_environment_alike():
     results = [evaluate(state.agent, envs, 7, index=index) for index in (1, 1, 2)]
     assert results[0][:2] == results[1][:2] != results[2][:2]
     assert len(results[0].returns) == 7 and results[0].returns == [float(length) for length in results[0].lengths]
+
+
+def test_evaluation_ends_where_episodes_do_not(monkeypatch):
+    monkeypatch.setattr(evaluator, "MAX_DECISIONS", 30)
+    state = make()
+    envs = make_envs(lambda: PointMass(length=None), dataclasses.replace(state.agent.config.env, num_envs=2), seed=9)
+    agent = TDMPC2(make_config("debug"), envs.spec)
+    assert envs.spec.episode_length is None and evaluate(agent, envs, 4).lengths == [30] * 4
 
 
 def test_divergence_names_the_term_and_leaves_a_good_state():

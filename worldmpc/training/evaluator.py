@@ -13,6 +13,9 @@ from worldmpc.functional import tree_where
 from worldmpc.noise import derive_seed
 from worldmpc.types import Mode
 
+MAX_DECISIONS = 10_000
+"""Longest episode that an evaluation plays where the environment itself sets no limit."""
+
 
 class EvalResult(NamedTuple):
     """Episodes of one evaluation."""
@@ -31,7 +34,7 @@ class EvalResult(NamedTuple):
 
 
 def evaluate(agent: TDMPC2, envs: VecEnv, episodes: int, *, mode: Mode = "eval", index: int = 0, record: bool = False) -> EvalResult:
-    """Play whole episodes, all environments side by side.
+    """Play whole episodes, all environments side by side; one without an end is cut after :data:`MAX_DECISIONS`.
 
     Episode seeds and noise depend on (seed of the agent, ``index``) alone, so that an evaluation can be repeated, and neither
     depends on training nor changes it.
@@ -69,7 +72,8 @@ def evaluate(agent: TDMPC2, envs: VecEnv, episodes: int, *, mode: Mode = "eval",
         carry = output.carry
         if bool((done | ~step.valid).any()):
             carry = tree_where((done | ~step.valid).to(agent.device), agent.init_carry(envs.num_envs), carry)
-        for env in done.nonzero().flatten().tolist():
+        over = done | (length >= (envs.spec.episode_length or MAX_DECISIONS))
+        for env in over.nonzero().flatten().tolist():
             if played[env] < quota[env]:
                 result.returns.append(float(running[env]))
                 result.lengths.append(int(length[env]))
