@@ -16,3 +16,11 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Tests draw the same numbers every time."""
+    import torch
+
+    torch.manual_seed(0)

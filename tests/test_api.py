@@ -57,6 +57,15 @@ def test_training_goes_on_and_hooks_can_stop_it():
         state.stop = state.decisions >= 70
 
     assert worldmpc.train(agent, envs, steps=200, state=state, hooks=[stop], progress=False).decisions == 70
+    assert worldmpc.train(agent, envs, steps=75, state=state, progress=False).decisions == 75
+
+
+def test_evaluation_plays_the_environment_that_was_trained_on(tmp_path):
+    envs = worldmpc.make_envs("toy/pointmass", worldmpc.EnvConfig(action_repeat=2, episode_length=7))
+    agent = worldmpc.make_agent(envs, preset="debug")
+    worldmpc.save(agent, tmp_path / "mine")
+    for one in (agent, worldmpc.load(tmp_path / "mine")):
+        assert worldmpc.evaluate(one, episodes=2).lengths == [7, 7]
 
 
 @pytest.mark.parametrize("task", [Balance, lambda: PointMass()])

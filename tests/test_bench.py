@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from worldmpc import runtime
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.bench import Limit, Product, bench, plan_products, synthetic_batch, total_flops, update_products
 from worldmpc.cli import main
@@ -114,6 +115,11 @@ def test_bench_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_bench_without_planning_and_without_training():
     record = bench(make_config("debug", threads=1, **{"planner.mpc": False}), repeats=1, seconds=0)
     assert "plan" not in record and record["end_to_end"] is None and record["update"]["median_ms"] > 0
+
+
+def test_bench_chooses_threads_as_training_does(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runtime, "_offered_threads", lambda: 3)
+    assert bench(make_config("debug"), repeats=1, seconds=0)["threads"] == 2
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tests.report.conftest import make_folder  # noqa: F401  (a fixture)
 from worldmpc.cli import main
 from worldmpc.config import PRESETS, RunConfig, flat_fields, make_config
 from worldmpc.report.runs import load_results, load_run
-from worldmpc.training.checkpoint import CheckpointError, load_checkpoint
+from worldmpc.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from worldmpc.training.restore import find_checkpoint, load_agent
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -224,7 +224,9 @@ MISTAKES = [
     ("planner.horizon=0", "planner.horizon: expected at least 1, got 0"),
     ("preset=big", "preset: unknown preset 'big'; one of default, cpu, debug"),
     ("preset=[cpu,debug]", "preset: unknown preset"),
-    ("device=quantum", "device: cannot use 'quantum'"),
+    ("device=quantum", "device: expected auto, cpu, cuda, cuda:<index> or mps, got 'quantum'"),
+    ("replay.storage_device=tpu", "replay.storage_device: expected auto, cpu, cuda"),
+    ("optim.lr=nan", "optim.lr: expected a finite number, got nan"),
     ("seed=1,2", "several values need -m"),
     ("seed", "expected key=value"),
     ("+seed=1", "write seed=value"),
@@ -439,6 +441,34 @@ def test_evaluate_mistakes(words: list[str], message: str, trained: Path, tmp_pa
     for name, place in places.items():
         words = [word.replace(f"checkpoint={name}", f"checkpoint={place}") for word in words]
     assert message in fails("evaluate", *words)
+
+
+def test_a_checkpoint_cannot_name_a_module_to_import(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str], capsys: pytest.CaptureFixture[str]
+):
+    """Only the user can."""
+    (tmp_path / "evilmod.py").write_text(
+        "import gymnasium\nfrom pathlib import Path\nfrom worldmpc.envs.toy import PointMass\nPath('executed').touch()\n"
+        "gymnasium.register('Evil-v0', entry_point=PointMass, max_episode_steps=5)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    tree, meta = load_checkpoint(find_checkpoint(trained))
+    task = "gym/evilmod:Evil-v0"
+    meta = {**meta, "config": {**meta["config"], "task": task}, "spec": {**meta["spec"], "name": task}}
+    path = save_checkpoint(tmp_path, "evil", {"agent": tree["agent"]}, meta)
+    line = fails("evaluate", f"checkpoint={path}", "episodes=1")
+    assert f"{path} was trained on {task}, which imports a module; name it with task={task} if you trust it" in line
+    assert not Path("executed").exists()
+    assert main(["evaluate", f"checkpoint={path}", f"task={task}", "episodes=1", "mode=prior"]) == 0 and Path("executed").exists()
+    gymnasium.registry.pop("Evil-v0")
+
+
+def test_evaluate_chooses_threads_as_training_does(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    from worldmpc import runtime
+
+    monkeypatch.setattr(runtime, "_offered_threads", lambda: 3)
+    assert main(["evaluate", f"checkpoint={trained}", "episodes=1", "mode=prior"]) == 0
+    assert torch.get_num_threads() == 2
 
 
 def test_video_of_an_environment_that_cannot_render(fails: Callable[..., str]):

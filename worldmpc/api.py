@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
 from worldmpc.agents.tdmpc2 import TDMPC2
-from worldmpc.config import ConfigError, LogConfig, make_config, seed_decisions
+from worldmpc.config import ConfigError, EnvConfig, LogConfig, make_config, seed_decisions
 from worldmpc.envs import Task, VecEnv, make_envs
 from worldmpc.noise import derive_seed
 from worldmpc.runtime import keep_freed_memory, resolve_device
@@ -34,7 +36,11 @@ def make_agent(envs: VecEnv | EnvSpec, preset: str = "default", **overrides: Any
         ConfigError: a value that cannot be used.
     """
     spec = envs if isinstance(envs, EnvSpec) else envs.spec
-    config = make_config(preset, **{"task": spec.name, **overrides})
+    # The agent remembers how its environments were made, so that `evaluate` and `load` play the same task.
+    own: dict[str, Any] = {"task": spec.name, "env.action_repeat": spec.action_repeat, "env.episode_length": spec.episode_length}
+    if isinstance(envs, VecEnv):
+        own["env.num_envs"] = envs.num_envs
+    config = make_config(preset, **{**own, **overrides})
     return TDMPC2(config, spec, resolve_device(config.device))
 
 
@@ -59,6 +65,7 @@ def train(
     config = agent.config
     if state is None:
         state = make_state(agent, envs, capacity=config.replay.capacity, seed_decisions=seed_decisions(config, envs.spec.episode_length))
+    state.stop = False
     total = -(-steps // envs.spec.action_repeat)
     display = RunLogger(None, LogConfig(progress="auto" if progress else "none", tensorboard=False), total_env_steps=steps)
     with display:
@@ -89,8 +96,12 @@ def evaluate(
         task = agent.config.task
         if "/" not in task:
             raise ConfigError(f"task: the agent was made for the environment object {task}; pass a function that makes it")
-    number = min(episodes, MAX_EVAL_ENVS) if isinstance(task, str) or callable(task) else agent.config.env.num_envs
+    number = episodes if agent.spec.episode_length is None else min(episodes, MAX_EVAL_ENVS)
     config = dataclasses.replace(agent.config.env, num_envs=number, workers="sync")
+    if isinstance(task, gymnasium.Env):
+        config = dataclasses.replace(config, num_envs=1)
+    if isinstance(task, gymnasium.vector.VectorEnv):
+        config = EnvConfig()
     with make_envs(task, config, seed=derive_seed(agent.config.seed, "eval")) as envs:
         return evaluator.evaluate(agent, envs, episodes, mode=mode, index=index)
 

@@ -22,7 +22,7 @@ from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, ModelConfig, RunConfig, resolve_model
 from worldmpc.envs import make_envs
 from worldmpc.report.provenance import command_line, git_commit, machine_info
-from worldmpc.runtime import keep_freed_memory, resolve_device, set_threads
+from worldmpc.runtime import keep_freed_memory, resolve_device, set_threads, suggested_threads
 from worldmpc.training.trainer import collect, learn, make_state
 from worldmpc.types import Batch, EnvSpec
 
@@ -191,7 +191,7 @@ def bench(config: RunConfig, *, obs_dim: int = 24, action_dim: int = 6, repeats:
     if not seconds >= 0:
         raise ConfigError(f"seconds: expected 0 or more, got {seconds}")
     keep_freed_memory()
-    set_threads(config.threads)
+    set_threads(config.threads or suggested_threads(resolve_model(config.model).mlp_dim))
     device = torch.device(resolve_device(config.device))
     end_to_end = measure_training(config, device, seconds) if seconds else None
     agent = TDMPC2(config, EnvSpec("synthetic", (obs_dim,), action_dim, None, can_terminate=False), device)
@@ -247,15 +247,15 @@ def measure_training(config: RunConfig, device: torch.device, seconds: float) ->
             collect(state)
         # The seed phase's updates come all at once; two of them, and then the steady state.
         state.source.updates = max(int(state.decisions * config.train.utd) - 2, 0)
-        learn(state, {})
+        learn(state)
         for _ in range(WARM_UP):
             collect(state)
-            learn(state, {})
+            learn(state)
         _synchronize(device)
         decisions, updates, begin = state.decisions, state.updates, time.perf_counter()
         while time.perf_counter() - begin < seconds:
             collect(state)
-            learn(state, {})
+            learn(state)
         _synchronize(device)
         elapsed = time.perf_counter() - begin
         decisions, updates = state.decisions - decisions, state.updates - updates

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -304,6 +306,11 @@ def validate(config: RunConfig) -> RunConfig:
             raise ConfigError(f"{name}: expected {expected}, got {lookup(config, name)!r}")
 
     require(config.preset in PRESETS, "preset", f"one of {', '.join(PRESETS)}")
+    for name, _ in flat_fields():
+        require(not isinstance(lookup(config, name), float) or math.isfinite(lookup(config, name)), name, "a finite number")
+    for name in ("device", "replay.storage_device"):
+        known = re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", lookup(config, name)) is not None
+        require(known, name, "auto, cpu, cuda, cuda:<index> or mps")
     for name in ("env.num_envs", "planner.horizon", "planner.iterations", "planner.num_samples", "planner.num_elites"):
         require(lookup(config, name) >= 1, name, "at least 1")
     for name in (
@@ -321,6 +328,10 @@ def validate(config: RunConfig) -> RunConfig:
         require(lookup(config, name) is None or lookup(config, name) >= 1, name, "at least 1 or null")
     for name in ("planner.num_pi_trajs", "planner.extra_iterations", "optim.warmup_updates", "threads", "seed"):
         require(lookup(config, name) >= 0, name, "0 or more")
+    require(config.seed < 2**63, "seed", "less than 2**63")
+    warms_up = config.optim.schedule != "warmup" or config.optim.warmup_updates >= 1
+    require(warms_up, "optim.warmup_updates", "at least 1 for optim.schedule=warmup")
+    require(config.planner.temperature >= 0, "planner.temperature", "0 or more")
     require(config.train.seed_decisions is None or config.train.seed_decisions >= 0, "train.seed_decisions", "0 or more, or null")
     for name in ("optim.lr", "optim.grad_clip_norm", "train.utd", "train.max_loss", "planner.min_std"):
         require(lookup(config, name) > 0, name, "more than 0")

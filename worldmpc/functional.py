@@ -75,9 +75,14 @@ class GroupOptimizer:
         """Return the gradients of a loss [] for the parameters of these groups alone."""
         return list(torch.autograd.grad(loss, self.params))
 
-    def step(self, gradients: list[Tensor], update: int, skip: Tensor) -> Tensor:
-        """Clip the gradients, apply them unless ``skip`` [] is 1, and return the norm before clipping []."""
+    def step(self, gradients: list[Tensor], update: int, skip: Tensor) -> tuple[Tensor, Tensor]:
+        """Clip the gradients and apply them, unless ``skip`` [] is 1 or their norm is not finite.
+
+        Returns:
+            The norm before clipping [], and 1 where nothing was applied, else 0 [].
+        """
         norm = torch.nn.utils.get_total_norm(gradients)
+        skip = torch.maximum(skip, (~norm.isfinite()).to(skip.dtype))
         factor = (self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
         if self.config.schedule != "constant":
@@ -88,7 +93,7 @@ class GroupOptimizer:
             parameter.grad = gradient
         self.adam.found_inf = skip  # type: ignore[attr-defined]  # the fused kernel leaves everything untouched where it is 1
         self.adam.step()
-        return norm
+        return norm, skip
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return Adam's moments and step counts by parameter name."""

@@ -70,7 +70,8 @@ def termination(model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise)
     """Binary cross-entropy of termination on imagined latents, all steps weighted alike -> [T, B]."""
     logit = model.termination_logit(rollout.zs[1:])
     loss = F.binary_cross_entropy_with_logits(logit, batch.terminated, reduction="none") * batch.mask
-    rate, f1 = termination_statistics(logit[-1], batch.terminated[-1])
+    last = (batch.mask.sum(0, keepdim=True).long() - 1).clamp(min=0)  # the last real step of each window; T - 1 where nothing is padded
+    rate, f1 = termination_statistics(logit.detach().gather(0, last)[0], batch.terminated.gather(0, last)[0])
     return loss, {"termination_rate": rate, "termination_f1": f1}
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
+from functools import lru_cache
 
+DEVICES = re.compile(r"cpu|mps|cuda(:[0-9]+)?")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
@@ -25,6 +28,7 @@ def keep_freed_memory() -> bool:
 
 def set_threads(threads: int) -> None:
     """Use this many CPU threads in torch; 0 leaves torch's own choice."""
+    _offered_threads()
     if threads:
         import torch
 
@@ -32,20 +36,26 @@ def set_threads(threads: int) -> None:
 
 
 def suggested_threads(width: int | None) -> int:
-    """Return how many CPU threads pay for networks of this width: one per 64 units, at least 2, at most what torch offers.
+    """Return how many CPU threads pay for networks of this width: one per 64 units, at least 2, at most what torch began with.
 
     More threads than work spend their time waiting for each other, and slow down whatever else runs on the machine.
     """
+    return min(_offered_threads(), max(2, (width or 0) // 64))
+
+
+@lru_cache(maxsize=1)
+def _offered_threads() -> int:
+    """Return how many threads torch had before anything here changed that, so that runs of one process do not limit each other."""
     import torch
 
-    return min(torch.get_num_threads(), max(2, (width or 0) // 64))
+    return torch.get_num_threads()
 
 
-def resolve_device(name: str) -> str:
-    """Return ``cuda`` or ``cpu`` for ``auto``, else the given name.
+def resolve_device(name: str, key: str = "device") -> str:
+    """Return ``cuda`` or ``cpu`` for ``auto``, else the given name; ``key`` is the configuration key that errors name.
 
     Raises:
-        ConfigError: a device that this machine does not have.
+        ConfigError: no device that networks can run on, or one that this machine does not have.
     """
     import torch
 
@@ -53,11 +63,13 @@ def resolve_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if not DEVICES.fullmatch(name):
+        raise ConfigError(f"{key}: expected auto, cpu, cuda, cuda:<index> or mps, got {name!r}")
     try:
         device = torch.device(name)
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device: '{name}' asked for, but this machine has no usable CUDA device; use device=cpu or device=auto")
+            raise ConfigError(f"{key}: '{name}' asked for, but this machine has no usable CUDA device; use {key}=cpu or {key}=auto")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device: cannot use '{name}': {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{key}: cannot use '{name}': {str(error).splitlines()[0]}") from error
     return name

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from tests import golden_data as golden
 from tests.trees import differences, leaves
-from worldmpc import functional
+from worldmpc import functional, losses
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, OptimConfig, discount_from_episode_length, make_config
 from worldmpc.functional import learning_rate_scale
@@ -89,7 +89,41 @@ def test_bad_losses_change_nothing():
     after = dict(leaves(agent.state_dict()))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert metrics["skipped_updates"] == 1 and not metrics["total_loss"].isfinite()
-    assert all(name.startswith(("model.target_q.", "streams.")) or name == "updates" for name in changed)
+    assert all(name.startswith("streams.") or name in ("updates", "skipped") for name in changed)
+
+
+def test_an_infinite_gradient_is_not_applied():
+    agent = make()
+    agent.terms["cliff"] = lambda model, rollout, batch, noise: ((rollout.zs[1:, :, 0] * 0).sqrt() * 1.0, {})  # 0, with gradient 0 * inf
+    agent.weights["cliff"] = 1.0
+    before = dict(leaves(agent.state_dict()))
+    metrics = agent.update(make_batch())
+    assert metrics["total_loss"].isfinite() and not metrics["grad_norm"].isfinite() and metrics["skipped_updates"] == 1
+    after = dict(leaves(agent.state_dict()))
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("model."))
+
+
+def test_policy_learns_from_real_states_alone():
+    """Latents behind an episode's end weigh nothing in the policy's loss."""
+    agent = make()
+    noise = agent.streams["update"].draw(agent.noise_specs(3, 8))
+    zs, junk = agent.model.encode(torch.randn(4, 8, 5)).detach(), agent.model.encode(torch.randn(4, 8, 5)).detach()
+    mask = torch.ones(4, 8)
+    mask[2:, :5] = 0
+    values = [agent.policy_loss(torch.where(mask[..., None] > 0, zs, other), mask, noise)[0] for other in (zs, junk)]
+    assert torch.equal(*values) and not torch.equal(values[0], agent.policy_loss(zs, torch.ones(4, 8), noise)[0])
+
+
+def test_termination_statistics_look_at_the_last_real_step():
+    """Half of the windows end early; a head that is right everywhere has an F1 score of 1."""
+    agent, batch = make(), make_batch()
+    mask, terminated = batch.mask.clone(), batch.terminated.clone()
+    mask[1:, :4], terminated[0, :4], terminated[2, 4:6] = 0, 1, 1
+    batch = batch._replace(mask=mask, terminated=terminated)
+    agent.model.termination_logit = lambda z: (terminated * 2 - 1) * 5
+    rollout = losses.roll(agent.model, batch, 0.9, 0.5, agent.streams["update"].draw(agent.noise_specs(3, 8)))
+    metrics = losses.termination(agent.model, rollout, batch, {})[1]
+    assert metrics["termination_f1"] == 1 and metrics["termination_rate"] == 6 / 8
 
 
 @pytest.mark.parametrize("episodic", [True, False])

@@ -372,3 +372,10 @@ def test_states_of_other_buffers_are_refused(other, words: str) -> None:  # noqa
     with pytest.raises(ValueError, match=words):
         target.load_state_dict(source.state_dict())
     assert len(target) == 0 and target.num_windows() == 0
+
+
+@pytest.mark.parametrize("device", ["meta", "tpu", "CPU"])
+def test_storage_device_is_checked(device: str) -> None:
+    """By the name of its own key."""
+    with pytest.raises(ConfigError, match="^replay.storage_device: expected auto, cpu, cuda, cuda:<index> or mps"):
+        Replay(10, 1, (3,), 2, 3, storage_device=device)

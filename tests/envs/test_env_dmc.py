@@ -139,6 +139,19 @@ def test_rendering_backend_is_a_value_of_mujoco_gl_or_none() -> None:
     assert rendering_backend() in ("egl", "osmesa", "glfw", None)
 
 
+@pytest.mark.parametrize("render", [False, True])
+def test_a_backend_that_does_not_exist_is_one_line(render: bool) -> None:
+    code = (
+        "import worldmpc.envs as envs\nfrom worldmpc.config import ConfigError\n"
+        f"try: envs.make_envs('cartpole-swingup', render={render})\n"
+        "except ConfigError as error: assert str(error).startswith(\"MUJOCO_GL: cannot use 'bogus'\") and '\\n' not in str(error), error\n"
+        "else: raise SystemExit('made')\n"
+    )
+    environment = {**os.environ, "MUJOCO_GL": "bogus", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_failed_render_says_what_to_set() -> None:
     code = (
         "import worldmpc.envs as envs\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -70,6 +71,9 @@ def test_canonical_names(given: str, canonical: str) -> None:
         ("dcm/walker-walk", "unknown suite 'dcm' in 'dcm/walker-walk'; did you mean dmc/walker-walk?"),
         ("atari/pong", "unknown suite 'atari' in 'atari/pong'; one of dmc, gym, toy"),
         ("gym/no_such_module:Thing-v0", "gym/no_such_module:Thing-v0 needs the module no_such_module, which is not installed"),
+        ("gym/:", "task: expected gym/<EnvId> or gym/<module>:<EnvId>, got 'gym/:'"),
+        ("gym/", "task: expected gym/<EnvId> or gym/<module>:<EnvId>, got 'gym/'"),
+        ("gym/a:b:C-v0", "task: expected gym/<EnvId> or gym/<module>:<EnvId>, got 'gym/a:b:C-v0'"),
         ("gym/CartPole-v1", "gym/CartPole-v1: discrete actions are not supported yet by this agent (action space Discrete(2))"),
     ],
 )
@@ -111,6 +115,8 @@ def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyP
         (None, Box(0, 3, (2,), np.int64), "only a float Box with one axis"),
         (None, Box(-np.inf, np.inf, (2,)), "unbounded"),
         (None, Box(np.array([-1, -1], np.float32), np.array([1, np.inf], np.float32)), "unbounded"),
+        (None, Box(-1e10, 1e10, (2,)), "unbounded"),
+        (None, Box(-1.0, np.finfo(np.float32).max, (2,)), "unbounded"),
     ],
 )
 def test_unsupported_spaces_are_refused(observation: Any, action: Any, expected: str) -> None:
@@ -199,9 +205,66 @@ def test_module_ids_are_imported(tmp_path: Any, monkeypatch: pytest.MonkeyPatch)
     assert envs.spec.name == "gym/own_tasks:OwnBalance-v0" and envs.spec.episode_length == 30 and envs.spec.can_terminate
     undrawn = make_envs("gym/own_tasks:OwnBalance-v0", render=True)
     undrawn.reset()
-    with pytest.raises(EnvError, match="render=True"):
+    with pytest.raises(EnvError, match="gives no frames; make it with render_mode='rgb_array'"):
         undrawn.render()
     gymnasium.registry.pop("OwnBalance-v0")
+
+
+def test_module_that_cannot_be_imported(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_typo.py").write_text("def oops(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"^task: gym/own_typo:A-v0: importing own_typo raised SyntaxError: .*own_typo.py, line 1"):
+        make_envs("gym/own_typo:A-v0")
+
+
+class Picky(PointMass):
+    """Refuses to be made for frames, or to be made at all."""
+
+    def __init__(self, render_mode: str | None = None, refuse: bool = False) -> None:
+        assert render_mode is None, "no frames\nhere"
+        if refuse:
+            raise OSError("no robot\nconnected")
+        super().__init__()
+
+
+def test_environment_that_refuses_frames_is_made_without() -> None:
+    gymnasium.register("Picky-v0", entry_point=Picky, max_episode_steps=10)
+    envs = make_envs("gym/Picky-v0", render=True)
+    envs.reset()
+    with pytest.raises(EnvError, match=r"^gym/Picky-v0: .*") as caught:
+        envs.render()
+    assert "\n" not in str(caught.value)
+    assert envs.step(torch.zeros(1, 2)).valid.all()
+    gymnasium.registry.pop("Picky-v0")
+
+
+@pytest.mark.parametrize("workers", ["sync", "async"])
+@pytest.mark.parametrize("where", ["everywhere", "second"])
+def test_constructor_that_raises_is_one_line(workers: Any, where: str, capfd: pytest.CaptureFixture[str]) -> None:
+    gymnasium.register("Picky-v0", entry_point=Picky, kwargs={"refuse": True})
+    made: list[int] = []
+    parent = os.getpid()
+
+    def second() -> PointMass:
+        made.append(0)
+        return Picky(refuse=len(made) > 1 or os.getpid() != parent)
+
+    task = "gym/Picky-v0" if where == "everywhere" else second
+    with pytest.raises(EnvError) as caught:
+        make_envs(task, EnvConfig(num_envs=2, workers=workers))
+    gymnasium.registry.pop("Picky-v0")
+    name, index = ("gym/Picky-v0", 0) if where == "everywhere" else ("second", 1 if workers == "sync" else 0)
+    assert str(caught.value) == f"{name}: environment {index} could not be made: OSError: no robot connected"
+    assert "Traceback" not in capfd.readouterr().err
+    with pytest.raises(EnvError, match="environment 0 could not be made: OSError: no robot connected"):
+        make_env(lambda: Picky(refuse=True))
+
+
+def test_factory_without_frames_says_how_to_make_them() -> None:
+    envs = make_envs(PointMass, render=True)
+    envs.reset()
+    with pytest.raises(EnvError, match="^PointMass: this environment gives no frames; make it with render_mode='rgb_array'$"):
+        envs.render()
 
 
 def test_nothing_heavy_is_imported_or_set_before_it_is_needed() -> None:

@@ -93,7 +93,7 @@ def test_target_moves_by_tau():
     with torch.no_grad():
         for parameter in model.q.parameters():
             parameter.add_(1.0)
-    model.update_target(0.25)
+    model.update_target(torch.tensor(0.25))
     for old, new in zip(before, model.target_q.parameters(), strict=True):
         assert_close(new, old + 0.25)
         assert not new.requires_grad

@@ -210,7 +210,11 @@ def test_failure_at_any_step_loses_nothing(tmp_path: Path, same_name: bool, kill
                 # Where hard links are refused the files are copied, so that is no failure.
                 assert not killed and "No space left on device" in str(caught) and "\n" not in str(caught)
                 assert str(folder) in str(caught)
-                assert not list(folder.glob(".tmp-*")) and not list(folder.glob(".link-*")) and len(list(folder.glob(".best-*"))) == 1
+                assert (
+                    not list(folder.glob(".worldmpc-tmp-*"))
+                    and not list(folder.glob(".worldmpc-link-*"))
+                    and len(list(folder.glob(".worldmpc-best-*"))) == 1
+                )
             if len(called) < fail_at:
                 break
         assert store.best is not None and load_checkpoint(store.best)[0]["agent"]["w"][0, 0] in (1.0, 3.0)
@@ -349,7 +353,7 @@ def test_store_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert store.best is not None and load_checkpoint(store.best)[0]["agent"]["w"][0, 0] == 20
     store.save(50, small(50), META, best=True)
     assert load_checkpoint(store.best)[0]["agent"]["w"][0, 0] == 50
-    assert len(list((tmp_path / "deep").glob(".best-*"))) == 1
+    assert len(list((tmp_path / "deep").glob(".worldmpc-best-*"))) == 1
     # Same files, not a copy of them.
     assert (store.best / "replay.safetensors").stat().st_nlink == 2
     # A run continued from an older checkpoint saves lower steps: these are the newest now.
@@ -369,7 +373,92 @@ def test_best_of_a_copied_run_is_replaced_too(tmp_path: Path) -> None:
     assert copied.best is not None and not copied.best.is_symlink()
     copied.save(2, small(2), META, best=True)
     assert copied.best.is_symlink() and load_checkpoint(copied.best)[0]["agent"]["w"][0, 0] == 2
-    assert sorted(path.name[:5] for path in (tmp_path / "b").iterdir()) == [".best", "best", "step_"]
+    assert sorted(path.name[:14] for path in (tmp_path / "b").iterdir()) == [".worldmpc-best", "best", "step_000000002"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "dangling", "run", "notes"])
+def test_saving_replaces_checkpoints_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    """Whatever else has that name stays, and so does everything beside it."""
+    target = tmp_path / "thesis.v2"
+    if kind == "file":
+        target.write_text("chapter 1")
+    elif kind == "dangling":
+        target.symlink_to("elsewhere")
+    else:
+        if kind == "notes":
+            save_checkpoint(tmp_path, target.name, small(1.0), META)
+        target.mkdir(exist_ok=True)
+        (target / ("meta.json" if kind == "run" else "chapter.txt")).write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        CheckpointError, match="thesis.v2: (exists and is no|has chapter.txt in it, which is no part of a) checkpoint; choose"
+    ):
+        save_checkpoint(tmp_path, target.name, small(2.0), META)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_saving_cleans_up_in_no_folder_but_a_stores_own(tmp_path: Path) -> None:
+    """Hidden files of other programs stay, also of names that a store would use; names have dots."""
+    for name in (".tmp-work", ".link-me", ".old-letters-1", ".best-of", ".worldmpc-tmp-mine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".link-file").write_text("x")
+    for value in (1.0, 2.0):
+        path = save_checkpoint(tmp_path, "agent.v1.5", small(value), META)
+    assert load_checkpoint(path)[0]["agent"]["w"][0, 0] == 2 and len(list(tmp_path.iterdir())) == 7
+    (tmp_path / ".worldmpc-tmp-file").write_text("left by a crash")
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(1, small(), META)
+    store.save(2, small(), META)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".best-of", ".link-file", ".link-me", ".old-letters-1", ".tmp-work", "agent.v1.5", "step_000000002"]
+    link = tmp_path / "linked"
+    link.symlink_to("agent.v1.5")
+    save_checkpoint(tmp_path, "linked", small(3.0), META)
+    assert not link.is_symlink() and load_checkpoint(path)[0]["agent"]["w"][0, 0] == 2
+    with pytest.raises(CheckpointError, match="checkpoint name '.hidden'"):
+        save_checkpoint(tmp_path, ".hidden", {}, {})
+
+
+def test_killed_between_two_renames_of_the_only_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was set aside is found without changing anything; the next save brings it back or replaces it."""
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(1, small(1.0), META, best=True)
+    store.save(2, small(2.0), META)
+    rename, calls = os.rename, []
+
+    def die(*paths: Any) -> None:
+        calls.append(paths)
+        if len(calls) > 1:
+            raise SystemExit
+        rename(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", die)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(SystemExit):
+            store.save(2, small(3.0), META)
+    before = sorted(tmp_path.iterdir())
+    again = CheckpointStore(tmp_path, keep=1)
+    newest = again.newest_valid()
+    assert again.all() == [] and newest is not None and load_checkpoint(newest)[0]["agent"]["w"][0, 0] == 2
+    assert sorted(tmp_path.iterdir()) == before
+    again.save(3, small(4.0), META)
+    assert [path.name for path in sorted(tmp_path.iterdir()) if not path.name.startswith(".")] == ["best", "step_000000003"]
+
+
+@pytest.mark.filterwarnings("ignore:.*trying the one before")
+def test_the_best_is_the_last_resort(tmp_path: Path) -> None:
+    """Where no numbered checkpoint is intact."""
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(1, small(1.0), META, best=True)
+    store.save(2, small(2.0), META)
+    damage_flip(tmp_path / "step_000000002" / "agent.safetensors")
+    newest = store.newest_valid()
+    assert newest is not None and newest == tmp_path / "best" and load_checkpoint(newest)[0]["agent"]["w"][0, 0] == 1
+    shutil.rmtree(tmp_path / "step_000000002")
+    assert store.newest_valid() == tmp_path / "best"
+    damage_flip(tmp_path / "best" / "agent.safetensors")
+    assert store.newest_valid() is None
 
 
 def test_missing_and_keep() -> None:

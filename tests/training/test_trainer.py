@@ -11,7 +11,7 @@ import torch
 
 from tests.trees import differences, leaves
 from worldmpc.agents.tdmpc2 import TDMPC2
-from worldmpc.config import make_config
+from worldmpc.config import ConfigError, make_config
 from worldmpc.envs import make_envs
 from worldmpc.envs.toy import PointMass
 from worldmpc.noise import derive_seed
@@ -99,12 +99,61 @@ def test_evaluation_repeats_and_counts_every_environment_alike():
     assert len(results[0].returns) == 7 and results[0].returns == [float(length) for length in results[0].lengths]
 
 
+def test_random_decisions_are_exactly_those_of_the_seed_phase():
+    state = make(seed_decisions=20)
+    acted = []
+    act = state.agent.act
+    state.agent.act = lambda *arguments: acted.append(state.decisions) or act(*arguments)
+    train(state, [], 30)
+    assert acted == list(range(20, 30))
+
+
+def test_plans_start_anew_with_every_episode():
+    """In training, and in evaluation."""
+    state = make("toy/pointmass", seed_decisions=0)
+    starts = []
+    act = state.agent.act
+
+    def watch(carry, obs, mode):
+        starts.append(bool((carry.plan.mean == 0).all()))
+        return act(carry, obs, mode)
+
+    state.agent.act = watch
+    train(state, [], 101)
+    assert [index for index, fresh in enumerate(starts) if fresh] == [0, 50, 100]
+    starts.clear()
+    envs = make_envs("toy/pointmass", state.agent.config.env, seed=9)
+    evaluate(state.agent, envs, 2)
+    assert [index for index, fresh in enumerate(starts) if fresh] == [0, 50]
+
+
+def test_resuming_without_a_replay_collects_before_it_learns():
+    state = make(seed_decisions=20)
+    train(state, [], 40)
+    saved = state.state_dict()
+    del saved["replay"]
+    resumed = make(seed_decisions=20)
+    resumed.load_state_dict(saved)
+    train(resumed, [], 59)
+    assert resumed.updates == 40
+    train(resumed, [], 65)
+    assert resumed.updates == 45
+
+
+def test_windows_that_never_fit_are_an_error():
+    state = make("toy/counter", seed_decisions=10, **{"replay.windows": "inside", "planner.horizon": 6})
+    with pytest.raises(ConfigError, match="no window of 6 steps"):
+        train(state, [], 1200)
+
+
 def test_evaluation_ends_where_episodes_do_not(monkeypatch):
     monkeypatch.setattr(evaluator, "MAX_DECISIONS", 30)
     state = make()
     envs = make_envs(lambda: PointMass(length=None), dataclasses.replace(state.agent.config.env, num_envs=2), seed=9)
     agent = TDMPC2(make_config("debug"), envs.spec)
-    assert envs.spec.episode_length is None and evaluate(agent, envs, 4).lengths == [30] * 4
+    assert envs.spec.episode_length is None and evaluate(agent, envs, 2).lengths == [30] * 2
+    with pytest.raises(ValueError, match="no time limit"):
+        evaluate(agent, envs, 3)
 
 
 def test_divergence_names_the_term_and_leaves_a_good_state():
@@ -123,7 +172,10 @@ def test_exploding_loss_is_named():
     check_losses(fine, 10.0)
     with pytest.raises(DivergenceError, match=r"value_loss is 50 \(limit train.max_loss=10\)"):
         check_losses(fine | {"total_loss": torch.tensor(20.0), "value_loss": torch.tensor(50.0)}, 10.0)
-    with pytest.raises(DivergenceError, match="since the last record"):
+    metrics = fine | {"termination_loss": torch.tensor(2e3), "total_loss": torch.tensor(4e3)}
+    with pytest.raises(DivergenceError, match="termination_loss is 2000"):
+        check_losses(metrics, 10.0)
+    with pytest.raises(DivergenceError, match="in some update"):
         check_losses(fine | {"skipped_updates": torch.tensor(1.0)}, 10.0)
 
 

@@ -92,16 +92,17 @@ class TDMPC2:
         return specs
 
     def update_with_noise(self, batch: Batch, noise: Noise) -> Metrics:
-        """Do one update with given noise. A loss that is not finite, or above ``train.max_loss``, leaves everything as it was."""
+        """Do one update with given noise; a loss or gradient that is not finite, or a loss above ``train.max_loss``, is not applied."""
         loss, zs, metrics = self._model_loss(batch, noise)
         skip = self._diverged(loss)
-        metrics["grad_norm"] = self.model_optimizer.step(self.model_optimizer.gradients(loss), self.updates, skip)
+        metrics["grad_norm"], skip = self.model_optimizer.step(self.model_optimizer.gradients(loss), self.updates, skip)
         mask = torch.cat((torch.ones_like(batch.mask[:1]), batch.mask))
         loss, policy_metrics = self._policy_loss(zs, mask, noise)
         skip = torch.maximum(skip, self._diverged(loss))
-        policy_metrics["pi_grad_norm"] = self.policy_optimizer.step(self.policy_optimizer.gradients(loss), self.updates, skip)
+        gradients = self.policy_optimizer.gradients(loss)
+        policy_metrics["pi_grad_norm"], skip = self.policy_optimizer.step(gradients, self.updates, skip)
         self.scale = torch.where(skip > 0, self.scale, policy_metrics["pi_scale"])
-        self.model.update_target(self.config.loss.tau)
+        self.model.update_target(self.config.loss.tau * (1 - skip))
         self.updates += 1
         self.skipped = self.skipped + skip
         return metrics | policy_metrics | {"pi_loss": loss.detach(), "skipped_updates": self.skipped}

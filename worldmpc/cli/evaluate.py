@@ -14,15 +14,15 @@ from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.cli.output import console_for, say, write_json
 from worldmpc.cli.text import EVALUATE
 from worldmpc.cli.words import override_values, split_words
-from worldmpc.config import ConfigError, RunConfig, nest
+from worldmpc.config import ConfigError, RunConfig, nest, resolve_model
 from worldmpc.envs import canonical_task, make_envs
 from worldmpc.noise import derive_seed
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.report.video import write_video
-from worldmpc.runtime import keep_freed_memory, set_threads
+from worldmpc.runtime import keep_freed_memory, set_threads, suggested_threads
 from worldmpc.training.evaluator import EvalResult
 from worldmpc.training.evaluator import evaluate as play
-from worldmpc.training.restore import find_checkpoint, load_agent
+from worldmpc.training.restore import find_checkpoint, load_agent, trusted_task
 from worldmpc.training.run import MAX_EVAL_ENVS
 
 ALLOWED = ("planner.", "env.", "compile")
@@ -43,7 +43,6 @@ def evaluate(words: list[str]) -> int:
     if options["episodes"] < 1:
         raise ConfigError(f"episodes: expected at least 1, got {options['episodes']}")
     keep_freed_memory()
-    set_threads(options["threads"])
     console = console_for(options["json"])
     path = find_checkpoint(options["checkpoint"])
     task = None if options["task"] is None else canonical_task(options["task"])
@@ -52,6 +51,9 @@ def evaluate(words: list[str]) -> int:
         raise ConfigError(
             f"task: {path} was trained on the environment object {agent.spec.name}; name a task that makes it: task=suite/name"
         )
+    if task is None:
+        trusted_task(config.task, path)
+    set_threads(options["threads"] or suggested_threads(resolve_model(config.model).mlp_dim))
     mode = options["mode"]
     how = "planning" if mode == "eval" and config.planner.mpc else "policy prior alone"
     say(console, f"{config.task}: {how}, {path}, device {agent.device}")

@@ -30,7 +30,7 @@ EVALUATE = {
     "mode": Option("eval", "eval: plan; prior: act with the policy alone", str, ("eval", "prior")),
     "video": Option(None, "also record one episode into this mp4"),
     "device": Option("auto", "auto, cpu, cuda or cuda:<index>"),
-    "threads": Option(0, "CPU threads for torch; 0: torch's own choice", int),
+    "threads": Option(0, "CPU threads for torch; 0: chosen from the network width", int),
     "json": Option(None, "also write all numbers to this file; -: print them instead of the table"),
 }
 COMPARE = {

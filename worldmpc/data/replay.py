@@ -13,6 +13,7 @@ from torch import Tensor
 
 from worldmpc.config import ConfigError
 from worldmpc.data.windows import REAL, TERMINATED, TRUNCATED, Bools, Ints, WindowIndex
+from worldmpc.runtime import resolve_device
 from worldmpc.types import Batch, Transition
 
 DONE = TERMINATED | TRUNCATED
@@ -60,7 +61,7 @@ class Replay:
             storage_device: where the rows live; ``None`` or ``"auto"``: ``device``.
 
         Raises:
-            ConfigError: a size below 1, or a capacity that cannot hold one window.
+            ConfigError: a size below 1, a capacity that cannot hold one window, or a storage device that cannot be used.
         """
         for name, value in (("replay.capacity", capacity), ("env.num_envs", num_envs), ("planner.horizon", horizon)):
             if value < 1:
@@ -73,7 +74,9 @@ class Replay:
         self.horizon = horizon
         self.windows = windows
         self.device = torch.device(device)
-        self.storage_device = self.device if storage_device in (None, "auto") else torch.device(storage_device)
+        self.storage_device = self.device
+        if storage_device not in (None, "auto"):
+            self.storage_device = torch.device(resolve_device(str(storage_device), "replay.storage_device"))
         # Copies from a GPU to the host must be finished before they are read; copies to a GPU need not be waited for.
         self._async = self.storage_device.type == "cuda"
         self.rows = math.ceil(capacity / num_envs) + 1

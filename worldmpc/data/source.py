@@ -44,8 +44,15 @@ class ReplaySource:
         self.generator = generator
         self.decisions = 0
         self.updates = 0
+        self.resume_at = 0
+        self.forgone = 0
         # Exact in decimal: 100 decisions at 0.29 are 29 updates, in floating point only 28.
         self._ratio = Fraction(str(utd))
+
+    def start_over(self) -> None:
+        """Go on with an empty replay: collect for another seed phase before the next update, and do not catch up on those missed."""
+        self.resume_at = self.decisions + self.seed_decisions
+        self.forgone = self._worth(self.resume_at) - self.updates
 
     def observe(self, step: Transition) -> None:
         """Store one decision of every environment; entries that are not valid do not count.
@@ -58,9 +65,9 @@ class ReplaySource:
 
     def ready(self) -> int:
         """Return how many updates are due: 0 before the end of the seed phase and while there is no window to train on."""
-        if self.decisions < self.seed_decisions or not self.replay.num_windows():
+        if self.decisions < max(self.seed_decisions, self.resume_at) or not self.replay.num_windows():
             return 0
-        return max(0, self.decisions * self._ratio.numerator // self._ratio.denominator - self.updates)
+        return max(0, self._worth(self.decisions) - self.updates - self.forgone)
 
     def next(self) -> Batch:
         """Return the batch of the next update [T, B, ...] and count it as done.
@@ -74,9 +81,14 @@ class ReplaySource:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters; replay and generator are saved by their owner."""
-        return {"decisions": self.decisions, "updates": self.updates}
+        return {"decisions": self.decisions, "updates": self.updates, "resume_at": self.resume_at, "forgone": self.forgone}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the counters."""
         self.decisions = int(state["decisions"])
         self.updates = int(state["updates"])
+        self.resume_at, self.forgone = int(state["resume_at"]), int(state["forgone"])
+
+    def _worth(self, decisions: int) -> int:
+        """Return how many updates a number of decisions is worth."""
+        return decisions * self._ratio.numerator // self._ratio.denominator

@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
@@ -20,7 +20,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from worldmpc.config import ConfigError, EnvConfig
 from worldmpc.envs.rendering import configure_rendering, rendering_backend
 from worldmpc.envs.vector import VecEnv, VectorEnv, episode_seed
-from worldmpc.envs.wrappers import Env, EnvError, GuardedEnv, SuiteEnv, adapt, check_spaces, own_step_limit
+from worldmpc.envs.wrappers import Env, EnvError, FailedEnv, GuardedEnv, SuiteEnv, adapt, check_spaces, own_step_limit
 from worldmpc.types import EnvSpec
 
 __all__ = [
@@ -86,6 +86,7 @@ def make_env(
 
     Raises:
         ConfigError: unknown task, missing package, or a space that is not supported.
+        EnvError: the environment's own code raised an error.
     """
     config = config or EnvConfig()
     return adapt(_make(task, config, render=render, index=index), config, seed=seed, index=index)
@@ -100,6 +101,7 @@ def make_envs(task: Task, config: EnvConfig | None = None, *, seed: int = 1, ren
 
     Raises:
         ConfigError: unknown task, missing package, a space that is not supported, or a configuration that does not fit the object.
+        EnvError: an environment's own code raised an error.
     """
     config = config or EnvConfig()
     if isinstance(task, gymnasium.vector.VectorEnv):
@@ -108,37 +110,69 @@ def make_envs(task: Task, config: EnvConfig | None = None, *, seed: int = 1, ren
         raise ConfigError("task: an environment object is one environment in this process; pass a function that makes it instead")
     if isinstance(task, str):
         task = canonical_task(task)
-    specs: list[EnvSpec] = []
-    functions = [_thunk(task, config, seed, index, render, specs) for index in range(config.num_envs)]
+    made: list[_Facts] = []
+    functions = [_thunk(task, config, seed, index, render, made) for index in range(config.num_envs)]
     if config.workers == "sync":
         vector = SyncVectorEnv(functions, copy=False, autoreset_mode=AutoresetMode.DISABLED)
     else:
         try:
             vector = AsyncVectorEnv(functions, copy=False, autoreset_mode=AutoresetMode.DISABLED)
         except (EOFError, ConnectionError) as error:
-            raise EnvError(f"{task}: a worker process could not make its environment (its own error is above)") from error
-    return VecEnv(vector, specs[0], seed=seed, owned=True)
+            raise EnvError(f"{_name(task)}: a worker process died while it made its environment") from error
+        failures = [message for message in vector.get_attr("failure") if message]
+        if failures:
+            vector.close()
+            raise EnvError(failures[0])
+    return VecEnv(vector, made[0].spec, seed=seed, owned=True, may_render=not isinstance(task, str) or render)
+
+
+class _Facts(NamedTuple):
+    """What is known of an environment once it is made."""
+
+    spec: EnvSpec
+    observation: gymnasium.Space[Any]
+    action: gymnasium.Space[Any]
 
 
 def _thunk(
-    task: str | Env | Callable[[], Env], config: EnvConfig, seed: int, index: int, render: bool, specs: list[EnvSpec]
+    task: str | Env | Callable[[], Env], config: EnvConfig, seed: int, index: int, render: bool, facts: list[_Facts]
 ) -> Callable[[], Env]:
-    """Return the function that makes environment ``index``, here or in a worker; made here, it leaves its spec in ``specs``."""
+    """Return the function that makes environment ``index``, here or in a worker; made here, it leaves what it is in ``facts``."""
     parent = os.getpid()
 
     def build() -> Env:
         if os.getpid() != parent:
             # Ctrl-C reaches the whole process group; the parent decides when workers end.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        made = _make(task, config, render=render, index=index)
-        env = adapt(made, config, seed=episode_seed(seed, index, 0), index=index, in_worker=os.getpid() != parent)
-        specs.append(env.env_spec)
+        try:
+            made = _make(task, config, render=render, index=index)
+            env = adapt(made, config, seed=episode_seed(seed, index, 0), index=index, in_worker=os.getpid() != parent)
+        except (ConfigError, EnvError) as error:
+            if os.getpid() == parent:
+                raise
+            return FailedEnv(str(error), facts[0].observation, facts[0].action)
+        facts.append(_Facts(env.env_spec, env.observation_space, env.action_space))
         return env
 
     return build
 
 
 def _make(task: str | Env | Callable[[], Env], config: EnvConfig, *, render: bool, index: int) -> SuiteEnv:
+    """Make one environment; whatever its own code raises becomes one EnvError."""
+    try:
+        return _make_unguarded(task, config, render=render, index=index)
+    except (ConfigError, EnvError, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise EnvError(f"{_name(task)}: environment {index} could not be made: {reason}") from error
+
+
+def _name(task: Task) -> str:
+    return task if isinstance(task, str) else getattr(task, "__name__", type(task).__name__)
+
+
+def _make_unguarded(task: str | Env | Callable[[], Env], config: EnvConfig, *, render: bool, index: int) -> SuiteEnv:
     if isinstance(task, str):
         if render:
             configure_rendering()

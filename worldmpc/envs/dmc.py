@@ -24,13 +24,10 @@ from gymnasium.spaces import Box
 
 from worldmpc.config import ConfigError
 from worldmpc.envs.rendering import rendering_hint
-from worldmpc.envs.wrappers import SuiteEnv
+from worldmpc.envs.wrappers import UNBOUNDED, SuiteEnv
 
 FRAME_SIZE = (320, 480)
 """Height and width of rendered frames: multiples of 16, as video encoders want, within the suite's 480 x 640 buffer."""
-
-UNLIMITED_CONTROL = 1e10
-"""What dm_control reports as the bound of an actuator without limits."""
 
 DOMAINS: dict[str, tuple[str, ...]] = {
     "acrobot": ("swingup", "swingup_sparse"),
@@ -119,7 +116,7 @@ class DMControlEnv(gymnasium.Env[Any, Any]):
         """Load a task by dm_control's own names.
 
         Raises:
-            ConfigError: dm_control is missing.
+            ConfigError: dm_control is missing, or ``MUJOCO_GL`` names no backend that can be used.
         """
         task_kwargs: dict[str, Any] = {"random": 0}
         if unlimited:
@@ -138,7 +135,7 @@ class DMControlEnv(gymnasium.Env[Any, Any]):
         self.render_mode = "rgb_array" if render else None
         action = self._env.action_spec()
         low, high = (np.broadcast_to(bound, action.shape).astype(np.float32) for bound in (action.minimum, action.maximum))
-        free = (low <= -UNLIMITED_CONTROL) | (high >= UNLIMITED_CONTROL)
+        free = (low <= -UNBOUNDED) | (high >= UNBOUNDED)
         self.action_space = Box(np.where(free, -1.0, low).astype(np.float32), np.where(free, 1.0, high).astype(np.float32))
         size = sum(int(np.prod(spec.shape)) for spec in self._env.observation_spec().values())
         self.observation_space = Box(-np.inf, np.inf, (size,), np.float32)
@@ -197,7 +194,11 @@ def _follow_backend() -> None:
     from dm_control import _render
 
     if os.environ.get("MUJOCO_GL", "").lower() not in ("", str(_render.BACKEND).lower()):
-        importlib.reload(_render)
+        try:
+            importlib.reload(_render)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"MUJOCO_GL: cannot use {os.environ['MUJOCO_GL']!r} ({reason}); {rendering_hint()}") from error
 
 
 def _forbid_contexts(physics: Any) -> None:
@@ -214,4 +215,10 @@ def _suite() -> ModuleType:
             from dm_control import suite
     except ModuleNotFoundError as error:
         raise ConfigError(f"task: dmc needs the package {error.name}; pip install dm-control 'mujoco<4'") from error
+    except Exception as error:
+        # MuJoCo and dm_control load the backend that it names when they are imported.
+        if "MUJOCO_GL" not in os.environ:
+            raise
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"MUJOCO_GL: cannot use {os.environ['MUJOCO_GL']!r} ({reason}); {rendering_hint()}") from error
     return suite

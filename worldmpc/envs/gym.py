@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 import re
+from contextlib import suppress
 
 import gymnasium
 
@@ -21,7 +23,14 @@ def list_names() -> list[str]:
 
 
 def resolve(name: str) -> str:
-    """Return the name itself; ids exist only once their module is imported, so :func:`make` checks them."""
+    """Return the name itself; ids exist only once their module is imported, so :func:`make` checks them.
+
+    Raises:
+        ConfigError: neither ``<EnvId>`` nor ``<module>:<EnvId>``.
+    """
+    module, colon, identifier = name.rpartition(":")
+    if not identifier or (colon and not re.fullmatch(r"\w+(\.\w+)*", module)):
+        raise ConfigError(f"task: expected gym/<EnvId> or gym/<module>:<EnvId>, got 'gym/{name}'")
     return name
 
 
@@ -29,8 +38,9 @@ def make(name: str, *, index: int = 0, unlimited: bool = False, render: bool = F
     """Make the environment of an id; ``unlimited`` lifts the time limit it is registered with.
 
     Raises:
-        ConfigError: unknown id or module, or a package that the environment needs is missing.
+        ConfigError: unknown id or module, a module that cannot be imported, or a package that the environment needs is missing.
     """
+    _import(name)
     try:
         env = _make(name, -1 if unlimited else None, render)
     except gymnasium.error.UnregisteredEnv as error:
@@ -48,12 +58,23 @@ def make(name: str, *, index: int = 0, unlimited: bool = False, render: bool = F
 def _make(name: str, limit: int | None, render: bool) -> Env:
     # Without frames render_mode is left out: environments of users need not know that argument.
     if render:
-        try:
+        # However one refuses it, it may do without; what has another cause shows again below.
+        with suppress(Exception):
             return gymnasium.make(name, max_episode_steps=limit, disable_env_checker=True, render_mode="rgb_array")
-        except TypeError as error:
-            if "render_mode" not in str(error):
-                raise
     return gymnasium.make(name, max_episode_steps=limit, disable_env_checker=True)
+
+
+def _import(name: str) -> None:
+    """Import the module of ``<module>:<EnvId>``, whose code is the user's."""
+    module = name.rpartition(":")[0]
+    if not module:
+        return
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(_missing(name, error)) from error
+    except Exception as error:
+        raise ConfigError(f"task: gym/{name}: importing {module} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _missing(name: str, error: Exception) -> str:

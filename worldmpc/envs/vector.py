@@ -37,17 +37,19 @@ class VecEnv:
     ``obs`` is still the last observation, the following call has ``valid`` False and brings the first one.
     """
 
-    def __init__(self, env: VectorEnv, spec: EnvSpec, *, seed: int = 1, owned: bool = False) -> None:
+    def __init__(self, env: VectorEnv, spec: EnvSpec, *, seed: int = 1, owned: bool = False, may_render: bool = True) -> None:
         """Wrap a gymnasium vector environment; :func:`worldmpc.envs.make_envs` is the usual way here.
 
         ``owned`` says that the environments inside are :class:`~worldmpc.envs.wrappers.GuardedEnv` in mode ``DISABLED``: their
-        actions are in [-1, 1], every episode has its own seed, and episodes can be played again.
+        actions are in [-1, 1], every episode has its own seed, and episodes can be played again. ``may_render`` False says that
+        frames were not asked for, where they could have been.
         """
         self.spec = spec
         self.num_envs = env.num_envs
         self._env = env
         self._seed = seed
         self._owned = owned
+        self._may_render = may_render
         self._closed = False
         self._obs: Tensor | None = None
         self._pending = np.zeros(self.num_envs, bool)  # NEXT_STEP only: the next call resets this environment
@@ -146,12 +148,14 @@ class VecEnv:
         except EnvError:
             raise
         except Exception as error:
-            raise EnvError(f"{self.spec.name}: render failed: {type(error).__name__}: {error}") from error
+            text = " ".join(str(error).split())
+            raise EnvError(f"{self.spec.name}: render failed: {type(error).__name__}: {text}") from error
         for frame in frames or ():
             if isinstance(frame, str):
                 raise EnvError(frame)
         if frames is None or any(frame is None for frame in frames):
-            raise EnvError(f"{self.spec.name}: no frames; make the environments with render=True")
+            hint = "this environment gives no frames; make it with render_mode='rgb_array'"
+            raise EnvError(f"{self.spec.name}: {hint if self._may_render else 'no frames; make the environments with render=True'}")
         return tuple(np.asarray(frame) for frame in frames)
 
     def close(self) -> None:

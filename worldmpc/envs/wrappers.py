@@ -26,6 +26,10 @@ FAILURE_KEY = "worldmpc_failure"
 """Where a guard in a worker process reports an error, so that the worker lives on and can be closed in order."""
 
 
+UNBOUNDED = 1e10
+"""Action bounds from here on are none: simulators write such numbers where an actuator has no limit."""
+
+
 class EnvError(RuntimeError):
     """An environment, or the agent acting in it, did something that training cannot go on with; the message is one line."""
 
@@ -116,6 +120,8 @@ class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.index = index
         self._first_seed = seed
         self._in_worker = in_worker
+        self.failure: str | None = None
+        """Always None; see :class:`FailedEnv`."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode and return its first observation [O].
@@ -186,6 +192,16 @@ class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return np.zeros(self.env_spec.obs_shape, np.float32)
 
 
+class FailedEnv(gymnasium.Env[Any, Any]):
+    """Stands in a worker process for an environment that could not be made there, so that ``failure`` can be asked for."""
+
+    def __init__(self, failure: str, observation: gymnasium.Space[Any], action: gymnasium.Space[Any]) -> None:
+        """Remember the message, and have the spaces that the vector environment expects."""
+        self.failure = failure
+        self.observation_space = observation
+        self.action_space = action
+
+
 def adapt(made: SuiteEnv, config: EnvConfig, *, seed: int | None = None, index: int = 0, in_worker: bool = False) -> GuardedEnv:
     """Bring a suite's environment into the common form.
 
@@ -237,7 +253,7 @@ def check_spaces(observation: gymnasium.Space[Any], action: gymnasium.Space[Any]
         raise ConfigError(f"{name}: discrete actions are not supported yet by this agent (action space {_describe(action)})")
     if not isinstance(action, Box) or not np.issubdtype(action.dtype, np.floating) or len(action.shape) != 1 or 0 in action.shape:
         raise ConfigError(f"{name}: action space {_describe(action)} is not supported, only a float Box with one axis")
-    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
+    if not max(np.abs(action.low).max(), np.abs(action.high).max()) < UNBOUNDED:
         raise ConfigError(f"{name}: action space {_describe(action)} is unbounded; wrap the environment so that its bounds are finite")
     return observation.shape, action.shape[0]
 

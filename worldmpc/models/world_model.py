@@ -136,11 +136,11 @@ class WorldModel(nn.Module):
         return self.termination(z).squeeze(-1)
 
     @torch.no_grad()
-    def update_target(self, tau: float) -> None:
-        """Move the slow critics towards the critics by ``tau``."""
+    def update_target(self, tau: Tensor) -> None:
+        """Move the slow critics towards the critics by ``tau`` []."""
         slow: list[Tensor] = list(self.target_q.parameters())
         fast: list[Tensor] = list(self.q.parameters())
-        torch._foreach_lerp_(slow, fast, tau)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(slow, fast, [tau] * len(slow))  # pyright: ignore[reportPrivateImportUsage]
 
     def parameter_table(self) -> list[tuple[str, int]]:
         """Return (component, learned parameters) rows, the last one the total."""

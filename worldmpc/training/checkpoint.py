@@ -7,7 +7,7 @@
         meta.json             format, size and sha256 of each file, the tree's plain values, the caller's meta
         agent.safetensors     one file per top-level key of the tree, so that weights can be read without the replay
         replay.safetensors
-      best -> .best-3f2a/     hard links to the best one's files: survives pruning and costs no space until then
+      best -> .worldmpc-best-3f2a/    hard links to the best one's files: survives pruning and costs no space until then
 
 A checkpoint appears complete or not at all: it is written beside its place, flushed to disk and renamed. Loading verifies every
 byte and runs no code, whoever wrote the file: nothing here knows how to unpickle.
@@ -34,7 +34,12 @@ from torch import Tensor
 
 FORMAT = 1
 META = "meta.json"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
+STEP = re.compile(r"step_[0-9]+")
+HIDDEN = ".worldmpc-"
+"""How the name of everything unfinished begins: nothing else is ever cleaned up."""
+OLD = f"{HIDDEN}old-"
 CHUNK = 1 << 24
 DTYPES = {
     torch.bool: "BOOL",
@@ -58,10 +63,10 @@ class CheckpointError(RuntimeError):
 
 
 def save_checkpoint(folder: Path, name: str, tree: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
-    """Write ``folder/name`` atomically; one that exists is replaced.
+    """Write ``folder/name`` atomically; a checkpoint of that name is replaced, anything else of that name is left alone.
 
     Args:
-        folder: created where missing; one process writes to it at a time.
+        folder: created where missing; one process writes to it at a time. Nothing else in it is touched.
         name: of the checkpoint's directory.
         tree: nested mappings, lists and tuples of tensors, numbers, strings and None; top-level keys become files.
         meta: plain values that describe the run (configuration, counters).
@@ -70,17 +75,25 @@ def save_checkpoint(folder: Path, name: str, tree: Mapping[str, Any], meta: Mapp
         The checkpoint's directory.
 
     Raises:
-        CheckpointError: a value or name that cannot be stored, or the disk refused; what was there before is untouched.
+        CheckpointError: a value or name that cannot be stored, something else of that name, or the disk refused; what was there
+            before is untouched.
     """
-    _require_name(name, "checkpoint name")
+    _require_name(name, NAME, "checkpoint name", "letters, digits, '_', '-' and '.'")
+    _require_replaceable(folder / name)
+    return _save(folder, name, tree, meta, own=False)
+
+
+def _save(folder: Path, name: str, tree: Mapping[str, Any], meta: Mapping[str, Any], *, own: bool) -> Path:
+    """Write ``folder/name``; a folder of our ``own`` is cleaned up first, and numbers its checkpoints."""
     target = folder / name
     skeleton, groups = _flatten(tree)
     content: dict[str, Any] = {"meta": _encode(meta, "meta", None), "tree": skeleton}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _clean_leftovers(folder)
-        content["sequence"] = max((_sequence(path) for path in _checkpoints(folder)), default=0) + 1
-        temporary = folder / f".tmp-{name}-{uuid.uuid4().hex[:8]}"
+        if own:
+            _clean_leftovers(folder)
+        content["sequence"] = max((_sequence(path) for path in _checkpoints(folder)), default=0) + 1 if own else 1
+        temporary = folder / f"{HIDDEN}tmp-{name}-{uuid.uuid4().hex[:8]}"
         try:
             temporary.mkdir()
             content["files"] = {group: _write_tensors(temporary / f"{group}.safetensors", tensors) for group, tensors in groups.items()}
@@ -209,7 +222,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: it could not be written; what was there before is untouched.
         """
-        path = save_checkpoint(self.folder, f"step_{step:09d}", tree, meta)
+        path = _save(self.folder, f"step_{step:09d}", tree, meta, own=True)
         if best:
             self._link_best(path)
         self._prune(path)
@@ -222,16 +235,20 @@ class CheckpointStore:
         return path if path.exists() else None
 
     def all(self) -> list[Path]:
-        """Return every checkpoint, most recently saved first, damaged ones last; the best one's copy is not among them."""
+        """Return every numbered checkpoint, most recently saved first, damaged ones last."""
         return sorted(_checkpoints(self.folder), key=_sequence, reverse=True)
 
     def newest_valid(self) -> Path | None:
-        """Return the most recently saved checkpoint whose files are intact, or None.
+        """Return the most recently saved checkpoint whose files are intact, the best where no other is, or None.
 
-        Damaged ones are skipped with a warning that names the file, and listed in :attr:`corrupt`.
+        Damaged ones are skipped with a warning that names the file, and listed in :attr:`corrupt`. One that a killed writer had
+        set aside counts where nothing took its place. Nothing is changed here, as another process may be writing:
+        :meth:`save` brings that one back and cleans up.
         """
+        numbered = sorted([*_checkpoints(self.folder), *_set_aside(self.folder)], key=_sequence, reverse=True)
         # Where a damaged meta hides the order, that one may have been the newest: it comes first, to be reported.
-        for path in sorted(self.all(), key=lambda path: _sequence(path) >= 0):
+        numbered.sort(key=lambda path: _sequence(path) >= 0)
+        for path in [*numbered, *([self.best] if self.best is not None else [])]:
             try:
                 verify_checkpoint(path)
             except CheckpointError as error:
@@ -249,14 +266,14 @@ class CheckpointStore:
         try:
             for path in self.all():
                 if path not in kept:
-                    shutil.rmtree(path)
+                    _remove(path)
         except OSError as error:
             raise CheckpointError(f"{newest}: saved, but older checkpoints could not be deleted ({error})") from error
 
     def _link_best(self, path: Path) -> None:
         """Replace ``best`` in one step by a link to a directory with hard links to the files of ``path``."""
         token = uuid.uuid4().hex[:8]
-        copy, link, best = self.folder / f".best-{token}", self.folder / f".link-{token}", self.folder / "best"
+        copy, link, best = self.folder / f"{HIDDEN}best-{token}", self.folder / f"{HIDDEN}link-{token}", self.folder / "best"
         try:
             try:
                 copy.mkdir()
@@ -266,7 +283,7 @@ class CheckpointStore:
                 link.symlink_to(copy.name, target_is_directory=True)
                 if best.is_dir() and not best.is_symlink():
                     # A run folder that was copied with its links followed; a link cannot replace a directory.
-                    os.rename(best, self.folder / f".old-best-{token}")
+                    os.rename(best, self.folder / f"{OLD}best-{token}")
                 os.replace(link, best)
                 _sync_directory(self.folder)
             finally:
@@ -276,9 +293,23 @@ class CheckpointStore:
             raise CheckpointError(f"{best}: best checkpoint could not be replaced ({reason}); the former one is untouched") from error
 
 
-def _require_name(name: str, what: str) -> None:
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise CheckpointError(f"{what} {name!r}: expected letters, digits, '_' and '-', as it names a file")
+def _require_name(name: str, pattern: re.Pattern[str], what: str, expected: str) -> None:
+    if not isinstance(name, str) or not pattern.fullmatch(name):
+        raise CheckpointError(f"{what} {name!r}: expected {expected}, a letter or digit first, as it names a file")
+
+
+def _require_replaceable(target: Path) -> None:
+    """Refuse to write where there is anything that is no checkpoint of ours, or a checkpoint with more in it than we wrote."""
+    if not os.path.lexists(target):
+        return
+    try:
+        files = _read_meta(target)["files"]
+    except CheckpointError as error:
+        raise CheckpointError(f"{target}: exists and is no checkpoint; choose another path") from error
+    ours = {META, *(f"{group}.safetensors" for group in files)}
+    foreign = sorted(path.name for path in target.iterdir() if path.name not in ours)
+    if foreign:
+        raise CheckpointError(f"{target}: has {foreign[0]} in it, which is no part of a checkpoint; choose another path")
 
 
 def _flatten(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
@@ -286,7 +317,7 @@ def _flatten(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[st
     skeleton: dict[str, Any] = {}
     groups: dict[str, dict[str, Tensor]] = {}
     for group, value in tree.items():
-        _require_name(group, "checkpoint group")
+        _require_name(group, GROUP, "checkpoint group", "letters, digits, '_' and '-'")
         tensors: dict[str, Tensor] = {}
         skeleton[group] = _encode(value, group, tensors)
         if tensors:
@@ -382,7 +413,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: checkpoint is damaged (a section is missing)")
     for group, entry in content["files"].items():
         # Names become paths, and whoever wrote this file can also write a fitting checksum.
-        if not NAME.fullmatch(group) or not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
+        if not GROUP.fullmatch(group) or not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
             raise CheckpointError(f"{file}: checkpoint is damaged (bad file entry {group!r})")
     return content
 
@@ -459,10 +490,23 @@ def _read_tensors(path: Path, group: str, content: Mapping[str, Any]) -> dict[st
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder by name; ``best`` is a copy of one and hidden ones are unfinished."""
+    """Return the numbered checkpoints in a store's folder by name; hidden ones are unfinished."""
     if not folder.is_dir():
         return []
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name != "best" and not path.name.startswith(".")]
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and STEP.fullmatch(path.name)]
+
+
+def _set_aside(folder: Path) -> list[Path]:
+    """Return the numbered checkpoints that a killed writer moved away for one that never arrived."""
+    if not folder.is_dir():
+        return []
+    aside = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.startswith(OLD)]
+    return [path for path in aside if STEP.fullmatch(_former(path).name) and not os.path.lexists(_former(path))]
+
+
+def _former(path: Path) -> Path:
+    """Return where a directory that was set aside had been."""
+    return path.with_name(path.name.removeprefix(OLD).rpartition("-")[0])
 
 
 def _sequence(path: Path) -> int:
@@ -475,34 +519,36 @@ def _sequence(path: Path) -> int:
 
 def _move_into_place(temporary: Path, target: Path) -> None:
     """Rename a complete directory to its final name; a former one of that name is set aside first and comes back on failure."""
-    if target.exists():
-        aside = target.with_name(f".old-{target.name}-{uuid.uuid4().hex[:8]}")
+    if os.path.lexists(target):
+        aside = target.with_name(f"{OLD}{target.name}-{uuid.uuid4().hex[:8]}")
         os.rename(target, aside)
         try:
             os.rename(temporary, target)
         except OSError:
             os.rename(aside, target)
             raise
-        shutil.rmtree(aside)
+        _remove(aside)
     else:
         os.rename(temporary, target)
     _sync_directory(target.parent)
 
 
 def _clean_leftovers(folder: Path) -> None:
-    """Delete what killed writers left behind; a checkpoint that one had set aside comes back."""
+    """Delete what killed writers left behind in a store's folder; a checkpoint that one had set aside comes back."""
     best = (folder / "best").resolve()
     for path in list(folder.iterdir()):
-        if path.name.startswith(".old-"):
-            former = folder / path.name.removeprefix(".old-").rpartition("-")[0]
-            if former.exists():
-                shutil.rmtree(path)
-            else:
-                os.rename(path, former)
-        elif path.name.startswith(".link-"):
-            path.unlink()
-        elif path.name.startswith((".tmp-", ".best-")) and path.resolve() != best:
-            shutil.rmtree(path)
+        if path.name.startswith(OLD) and not os.path.lexists(_former(path)):
+            os.rename(path, _former(path))
+        elif path.name.startswith(HIDDEN) and (path.is_symlink() or path.resolve() != best):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Delete a directory, or just the link or file."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

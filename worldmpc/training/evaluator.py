@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,12 @@ from worldmpc.functional import tree_where
 from worldmpc.noise import derive_seed
 from worldmpc.types import Mode
 
-MAX_DECISIONS = 10_000
+MAX_DECISIONS = 1_000
 """Longest episode that an evaluation plays where the environment itself sets no limit."""
+
+
+class Stopped(Exception):
+    """An evaluation was asked to end before it was complete."""
 
 
 class EvalResult(NamedTuple):
@@ -33,8 +38,19 @@ class EvalResult(NamedTuple):
         return float(np.mean(self.returns))
 
 
-def evaluate(agent: TDMPC2, envs: VecEnv, episodes: int, *, mode: Mode = "eval", index: int = 0, record: bool = False) -> EvalResult:
-    """Play whole episodes, all environments side by side; one without an end is cut after :data:`MAX_DECISIONS`.
+def evaluate(
+    agent: TDMPC2,
+    envs: VecEnv,
+    episodes: int,
+    *,
+    mode: Mode = "eval",
+    index: int = 0,
+    record: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> EvalResult:
+    """Play whole episodes, all environments side by side.
+
+    Where the environment has no time limit, episodes are cut after :data:`MAX_DECISIONS`; one environment then plays one episode.
 
     Episode seeds and noise depend on (seed of the agent, ``index``) alone, so that an evaluation can be repeated, and neither
     depends on training nor changes it.
@@ -46,10 +62,18 @@ def evaluate(agent: TDMPC2, envs: VecEnv, episodes: int, *, mode: Mode = "eval",
         mode: ``eval`` plans, ``prior`` acts with the policy's mean.
         index: number of the evaluation.
         record: keep frames of the first episode; needs environments made with ``render=True``.
+        stop: asked before every decision; where it says True the evaluation ends.
 
     Raises:
         EnvError: an environment failed.
+        Stopped: ``stop`` said so.
+        ValueError: more episodes than environments, where an episode may have no end.
     """
+    limit = envs.spec.episode_length or MAX_DECISIONS
+    if envs.spec.episode_length is None and episodes > envs.num_envs:
+        raise ValueError(
+            f"{envs.spec.name} has no time limit: make {episodes} environments for {episodes} episodes, or set env.episode_length"
+        )
     count = min(envs.num_envs, episodes)
     quota = torch.tensor([episodes // envs.num_envs + (env < episodes % envs.num_envs) for env in range(envs.num_envs)])
     agent.reset_eval_noise(index)
@@ -61,6 +85,8 @@ def evaluate(agent: TDMPC2, envs: VecEnv, episodes: int, *, mode: Mode = "eval",
     result = EvalResult([], [], [], [])
     recording = record and count > 0
     while bool((played < quota).any()):
+        if stop():
+            raise Stopped
         if recording:
             result.frames.append(envs.render()[0])
         output = agent.act(carry, obs, mode)
@@ -72,7 +98,7 @@ def evaluate(agent: TDMPC2, envs: VecEnv, episodes: int, *, mode: Mode = "eval",
         carry = output.carry
         if bool((done | ~step.valid).any()):
             carry = tree_where((done | ~step.valid).to(agent.device), agent.init_carry(envs.num_envs), carry)
-        over = done | (length >= (envs.spec.episode_length or MAX_DECISIONS))
+        over = done | (length >= limit)
         for env in over.nonzero().flatten().tolist():
             if played[env] < quota[env]:
                 result.returns.append(float(running[env]))

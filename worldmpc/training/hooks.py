@@ -9,7 +9,7 @@ import numpy as np
 
 from worldmpc.envs.vector import VecEnv
 from worldmpc.training.checkpoint import CheckpointStore
-from worldmpc.training.evaluator import evaluate
+from worldmpc.training.evaluator import Stopped, evaluate
 from worldmpc.training.logger import RunLogger, Throughput
 from worldmpc.training.trainer import Every, TrainState, check_losses
 from worldmpc.types import Metrics
@@ -60,10 +60,19 @@ class EvalHook:
             self.run(state)
 
     def run(self, state: TrainState) -> None:
-        """Evaluate now."""
+        """Evaluate now, unless ``state.stop`` is set meanwhile: then this step's hooks are to be done again by whoever resumes."""
+        try:
+            self._run(state)
+        except Stopped:
+            state.settled = False
+
+    def _run(self, state: TrainState) -> None:
+        def stop() -> bool:
+            return state.stop
+
         with self.throughput.paused():
             begin = time.perf_counter()
-            result = evaluate(state.agent, self.envs, self.episodes, index=state.decisions)
+            result = evaluate(state.agent, self.envs, self.episodes, index=state.decisions, stop=stop)
             row: dict[str, float | None] = {
                 "return_mean": result.mean_return,
                 "return_min": min(result.returns),
@@ -74,7 +83,9 @@ class EvalHook:
                 "episodes": self.episodes,
             }
             if self.prior and state.agent.config.planner.mpc:
-                row["prior_return_mean"] = evaluate(state.agent, self.envs, self.episodes, mode="prior", index=state.decisions).mean_return
+                row["prior_return_mean"] = evaluate(
+                    state.agent, self.envs, self.episodes, mode="prior", index=state.decisions, stop=stop
+                ).mean_return
             row["seconds"] = time.perf_counter() - begin
         counters = {name: value for name, value in _counters(state).items() if name != "episodes"}
         self.logger.log_eval(counters | row)
@@ -86,8 +97,13 @@ class EvalHook:
 class CheckpointHook:
     """Saves the whole state at fixed intervals, and the best evaluated one besides."""
 
-    def __init__(self, store: CheckpointStore, evaluation: EvalHook, every: int, replay: bool, meta: dict[str, object]) -> None:
-        self.store, self.evaluation, self.every, self.replay, self.meta = store, evaluation, Every(every), replay, meta
+    def __init__(
+        self, store: CheckpointStore, evaluation: EvalHook, throughput: Throughput, every: int, replay: bool, meta: dict[str, object]
+    ) -> None:
+        self.store, self.evaluation, self.throughput, self.every = store, evaluation, throughput, Every(every)
+        self.replay, self.meta = replay, meta
+        self.saved: tuple[int, bool] | None = None
+        """Decisions and ``settled`` of the state that was saved last."""
 
     def __call__(self, state: TrainState, metrics: Metrics) -> None:
         """Save where due, and where the evaluation just made is the best so far."""
@@ -96,13 +112,17 @@ class CheckpointHook:
             self.save(state, best=best)
 
     def save(self, state: TrainState, best: bool = False) -> None:
-        """Save now."""
+        """Save now, unless this very state has just been saved."""
+        if self.saved == (state.decisions, state.settled) and not best:
+            return
         tree = state.state_dict()
         if not self.replay:
             del tree["replay"]
         tree["loop"]["evaluation"] = self.evaluation.state_dict()
+        tree["loop"]["seconds"] = self.throughput.seconds
         self.store.save(state.env_steps, tree, {**self.meta, **_counters(state)}, best=best)
         self.evaluation.improved = False
+        self.saved = (state.decisions, state.settled)
 
 
 def _counters(state: TrainState) -> dict[str, float]:

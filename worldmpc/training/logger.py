@@ -52,9 +52,10 @@ class Throughput:
     ``Throughput(decisions=5000)`` starts from the counters of a resumed run.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter, **counters: float) -> None:
-        """Start the clock at the given counters; counters that are not named start at 0."""
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, *, earlier: float = 0.0, **counters: float) -> None:
+        """Start the clock at the given counters; counters that are not named start at 0. ``earlier``: seconds of a resumed run so far."""
         self._clock = clock
+        self._earlier = earlier
         self._idle = 0.0
         self._start = self._last = self._now()
         self._first = dict(counters)
@@ -74,8 +75,8 @@ class Throughput:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the start, without pauses."""
-        return self._now() - self._start
+        """Seconds since the start, without pauses, and those of a resumed run before it."""
+        return self._earlier + self._now() - self._start
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

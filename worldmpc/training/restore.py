@@ -92,6 +92,17 @@ def task_spec(task: Task, config: RunConfig) -> EnvSpec:
         return envs.spec
 
 
+def trusted_task(task: str, found: str | Path = "the agent") -> str:
+    """Return the task that a checkpoint names, unless making it would import a module: whoever wrote the checkpoint chose that.
+
+    Raises:
+        ConfigError: the task is ``gym/<module>:<EnvId>``; the message says how to ask for it.
+    """
+    if ":" in task:
+        raise ConfigError(f"task: {found} was trained on {task}, which imports a module; name it with task={task} if you trust it")
+    return task
+
+
 def check_dimensions(path: Path, obs_dim: int, action_dim: int, spec: EnvSpec) -> None:
     """Compare the dimensions of a model with those of a task.
 

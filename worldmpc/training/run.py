@@ -32,6 +32,10 @@ from worldmpc.training.trainer import DivergenceError, TrainState, make_state, t
 from worldmpc.types import EnvSpec
 
 MAX_EVAL_ENVS = 10
+FREE = ("steps", "eval_freq", "device", "threads", "compile", "log", "checkpoint", "eval")
+"""Keys and groups that may change while ``resume=auto`` still takes a run for the same one."""
+FIXED = ("task", "agent", "env", "model", "planner.horizon", "planner.mpc", "replay.capacity")
+"""Keys and groups that no resumed run may change, because its past would no longer mean the same."""
 
 
 class RunResult(NamedTuple):
@@ -69,7 +73,9 @@ def run(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, 
     with ExitStack() as stack:
         # Environments first: a task that cannot be made leaves no folder, and workers do not inherit the lock.
         envs = stack.enter_context(make_envs(task, config.env, seed=config.seed))
-        eval_envs = stack.enter_context(_eval_envs(task, config))
+        if not isinstance(task, str):
+            config = dataclasses.replace(config, task=envs.spec.name)
+        eval_envs = stack.enter_context(_eval_envs(task, config, envs.spec))
         folder, checkpoint = choose_folder(config)
         stack.enter_context(_lock(folder))
         total = math.ceil(config.steps / envs.spec.action_repeat)
@@ -79,13 +85,14 @@ def run(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, 
         logger = stack.enter_context(RunLogger(folder, config.log, total_env_steps=total * envs.spec.action_repeat))
         tree = _restore(state, checkpoint, logger, config)
         meta = _write_meta(folder, config, envs, checkpoint)
-        throughput = Throughput(decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
+        earlier = 0.0 if tree is None else float(tree["loop"]["seconds"])
+        throughput = Throughput(earlier=earlier, decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
         evaluation = EvalHook(logger, throughput, eval_envs, config.eval_freq, config.eval.episodes, config.eval.prior)
         if tree is not None:
             evaluation.load_state_dict(tree["loop"]["evaluation"])
         store = CheckpointStore(folder / "checkpoints", keep=config.checkpoint.keep)
-        saving = CheckpointHook(store, evaluation, config.checkpoint.every, config.checkpoint.replay, meta)
-        _introduce(logger, state, config, device, folder, checkpoint)
+        saving = CheckpointHook(store, evaluation, throughput, config.checkpoint.every, config.checkpoint.replay, meta)
+        _introduce(logger, state, config, total, folder, checkpoint)
         stack.enter_context(_stop_on_signals(state, logger))
         if evaluation.evaluated_at < 0:
             evaluation.run(state)
@@ -94,11 +101,14 @@ def run(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, 
         try:
             train(state, hooks, total)
         except (DivergenceError, EnvError) as error:
+            if not all(bool(value.isfinite().all()) for value in agent.model.state_dict().values()):
+                raise type(error)(f"{error} [parameters are no longer finite; the last checkpoint in {folder} is kept]") from error
             saving.save(state)
             raise type(error)(f"{error} [saved at {state.env_steps:,} simulator steps in {folder}]") from error
         finished = state.decisions >= total and state.settled
         if finished and evaluation.evaluated_at != state.decisions:
             evaluation.run(state)
+            finished = state.settled
         saving.save(state, best=evaluation.improved)
         result = RunResult(folder, state.decisions, state.env_steps, evaluation.last, evaluation.best, finished)
         _finish(result, logger, config, task, agent, throughput.seconds)
@@ -113,32 +123,52 @@ def choose_folder(config: RunConfig) -> tuple[Path, Path | None]:
     """
     if config.resume not in ("never", "auto"):
         path = Path(config.resume)
-        if (path / "checkpoints").is_dir():
+        holds_run = (path / "checkpoints").is_dir()
+        if not holds_run and (not (path / "meta.json").is_file() or path.parent.name != "checkpoints"):
+            raise ConfigError(f"resume: expected never, auto, a run folder or a checkpoint folder, got '{config.resume}'")
+        if config.run_dir is not None and Path(config.run_dir) not in (path, path.parent.parent):
+            raise ConfigError(f"run_dir: a resumed run goes on in its own folder; leave run_dir out, or copy {path} there first")
+        if holds_run:
             newest = CheckpointStore(path / "checkpoints", keep=config.checkpoint.keep).newest_valid()
             if newest is None:
                 raise ConfigError(f"resume: no usable checkpoint in {path / 'checkpoints'}")
             return path, newest
-        if not (path / "meta.json").is_file():
-            raise ConfigError(f"resume: expected never, auto, a run folder or a checkpoint folder, got '{config.resume}'")
         return path.parent.parent, path
     base = Path(config.run_dir) if config.run_dir else default_folder(config)
     candidates = [base] if config.run_dir else [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 10_000))]
-    taken = [path for path in candidates[: _first_free(candidates)] if _holds_run(path)]
+    taken = candidates[: _first_free(candidates)]
     if config.resume == "auto":
-        for path in reversed(taken):
+        for path in taken if config.run_dir else []:
+            different = _differences(path, config)
+            if different:
+                raise ConfigError(
+                    f"resume: {path} holds a run with another {', '.join(different)}; choose another run_dir, or resume={path}"
+                )
+        same = [path for path in taken if not _differences(path, config)]
+        for path in reversed(same):
             newest = CheckpointStore(path / "checkpoints", keep=config.checkpoint.keep).newest_valid()
             if newest is not None:
                 return path, newest
-        damaged = next((path for path in taken if CheckpointStore(path / "checkpoints", keep=config.checkpoint.keep).all()), None)
+        damaged = next((path for path in same if CheckpointStore(path / "checkpoints", keep=config.checkpoint.keep).all()), None)
         if damaged is not None:
             raise ConfigError(f"resume: no intact checkpoint in {damaged / 'checkpoints'}; choose another run_dir to begin anew")
-        folder = taken[-1] if taken else base  # killed before its first checkpoint: begin again in the same place
+        # Killed before its first checkpoint: begin again in the same place.
+        folder = same[-1] if same else candidates[_first_free(candidates)]
     elif taken and config.run_dir:
         raise ConfigError(f"run_dir: {base} already holds a run; go on with resume=auto, or choose another run_dir")
     else:
         folder = candidates[_first_free(candidates)]
     folder.mkdir(parents=True, exist_ok=True)
     return folder, None
+
+
+def _differences(folder: Path, config: RunConfig) -> list[str]:
+    """Return the keys, other than those of :data:`FREE`, in which a folder's run differs from a configuration."""
+    file = folder / "config.json"
+    if not file.exists():
+        return []
+    changes = _config_changes(json.loads(file.read_text()), config.to_dict())
+    return [name for name, _, _ in changes if name.split(".")[0] not in FREE]
 
 
 def default_folder(config: RunConfig) -> Path:
@@ -166,10 +196,10 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _eval_envs(task: Task, config: RunConfig) -> VecEnv:
+def _eval_envs(task: Task, config: RunConfig, spec: EnvSpec) -> VecEnv:
     if not isinstance(task, str) and not callable(task):
         raise ConfigError("task: training evaluates on environments of its own; pass a function that makes the environment")
-    number = min(config.eval.episodes, MAX_EVAL_ENVS)
+    number = config.eval.episodes if spec.episode_length is None else min(config.eval.episodes, MAX_EVAL_ENVS)
     eval_config: EnvConfig = dataclasses.replace(config.env, num_envs=number, workers="sync")
     return make_envs(task, eval_config, seed=derive_seed(config.seed, "eval") % 2**31)
 
@@ -180,25 +210,36 @@ def _restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, conf
         logger.truncate(-1)
         return None
     tree, meta = load_checkpoint(checkpoint)
-    for line in _config_changes(meta.get("config", {}), config.to_dict()):
-        logger.message(f"resume: {line}")
     check_same_architecture(state.agent.model.state_dict(), tree["agent"]["model"])
+    for name, before, now in _config_changes(meta["config"], config.to_dict()):
+        if name in FIXED or name.split(".")[0] in FIXED:
+            raise ConfigError(f"resume: {checkpoint} was made with {name}={before}, which cannot become {now}; begin a new run")
+        logger.message(f"resume: {name} was {before!r}, is now {now!r}")
+    if meta["spec"] != spec_dict(state.envs.spec):
+        raise ConfigError(f"resume: {checkpoint} was made with another environment: {meta['spec']}, now {spec_dict(state.envs.spec)}")
+    if "replay" not in tree:
+        logger.message(
+            f"resume: the checkpoint has no replay (checkpoint.replay=false): acting for {state.source.seed_decisions:,} decisions "
+            f"before the next update"
+        )
     try:
         state.load_state_dict(tree)
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"resume: {checkpoint} does not fit this configuration: {reason[:400]}") from error
-    logger.truncate(state.decisions)
+    # Where the hooks of the saved step are still to be done, what they wrote about it is theirs to write again.
+    logger.truncate(state.decisions if state.settled else state.decisions - 1)
     return tree
 
 
-def _config_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _config_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted key, before, now) of everything that differs, apart from where a run is and how it was begun."""
     for name, value in new.items():
         before = old.get(name)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
             yield from _config_changes(before, value, f"{prefix}{name}.")
         elif before != value and f"{prefix}{name}" not in ("resume", "run_dir"):
-            yield f"{prefix}{name} was {before!r}, is now {value!r}"
+            yield f"{prefix}{name}", before, value
 
 
 def spec_dict(spec: EnvSpec) -> dict[str, Any]:
@@ -235,14 +276,16 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, device: str, folder: Path, checkpoint: Path | None) -> None:
+def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, total: int, folder: Path, checkpoint: Path | None) -> None:
     agent = state.agent
     logger.table([{"network": name, "parameters": count} for name, count in agent.model.parameter_table()], title="world model")
     logger.message(
         f"{agent.spec.name}: {agent.config.agent}, preset {config.preset}, seed {config.seed}, discount {agent.discount:.4g}, "
         f"{state.source.seed_decisions:,} random decisions first, {config.train.utd:g} updates per decision, "
-        f"{state.envs.num_envs} environments, device {device}"
+        f"{state.envs.num_envs} environments, device {agent.device}"
     )
+    if total <= state.source.seed_decisions:
+        logger.message(f"warning: nothing will be learned, as the run ends within its {state.source.seed_decisions:,} random decisions")
     logger.message(state.source.replay.describe())
     if checkpoint is not None:
         logger.message(f"resumed from {checkpoint} at {state.env_steps:,} simulator steps")
@@ -290,8 +333,9 @@ def _finish(result: RunResult, logger: RunLogger, config: RunConfig, task: Task,
 def _attempt_video(path: Path, task: Task, config: RunConfig, agent: TDMPC2, logger: RunLogger) -> str:
     try:
         record_video(path, task, config, agent)
-    except EnvError as error:
-        logger.message(f"no video: {error}")
+    except Exception as error:  # whatever a user's renderer does, the run itself is complete
+        kind = "" if isinstance(error, EnvError) else f"{type(error).__name__}: "
+        logger.message(f"no video: {kind}{' '.join(str(error).split())}")
         return ""
     return f", {path}"
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from worldmpc.agents.tdmpc2 import TDMPC2
+from worldmpc.config import ConfigError
 from worldmpc.data.replay import Replay
 from worldmpc.data.source import ReplaySource
 from worldmpc.envs.vector import VecEnv
@@ -49,6 +50,8 @@ class TrainState:
     """Set from outside to end the loop at the next clean point."""
     running_return: Tensor = field(default_factory=lambda: torch.zeros(0))
     running_length: Tensor = field(default_factory=lambda: torch.zeros(0))
+    metrics: Metrics = field(default_factory=dict)
+    """Of the last update."""
     act_metrics: Metrics = field(default_factory=dict)
     """What the agent said about its last decision."""
     finished: list[Episode] = field(default_factory=list)
@@ -80,6 +83,9 @@ class TrainState:
                 "settled": self.settled,
                 "running_return": self.running_return,
                 "running_length": self.running_length,
+                "metrics": dict(self.metrics),
+                "act_metrics": dict(self.act_metrics),
+                "finished": torch.tensor(self.finished, dtype=torch.float64).view(-1, 2),
             },
         }
 
@@ -90,11 +96,15 @@ class TrainState:
         self.source.load_state_dict(loop["source"])
         if "replay" in state:
             self.source.replay.load_state_dict(state["replay"])
+        else:
+            self.source.start_over()
         self.random.load_state_dict(loop["random"])
         self.sampling.load_state_dict(loop["sampling"])
         self.carry = Carry(PlanState(loop["plan_mean"].to(self.agent.device)))
         self.decisions, self.episodes, self.settled = int(loop["decisions"]), int(loop["episodes"]), bool(loop["settled"])
         self.running_return, self.running_length = loop["running_return"].clone(), loop["running_length"].clone()
+        self.metrics, self.act_metrics = dict(loop["metrics"]), dict(loop["act_metrics"])
+        self.finished = [Episode(ret, int(length)) for ret, length in loop["finished"].tolist()]
         if not self.envs.load_state_dict(loop["envs"]):
             self.carry = self.agent.init_carry(self.envs.num_envs)
             self.running_return.zero_()
@@ -155,14 +165,17 @@ def train(state: TrainState, hooks: Sequence[Hook], total_decisions: int) -> Non
     """
     if state.decisions == 0:
         state.envs.reset()
-    metrics: Metrics = {}
     while True:
         if not state.settled:
-            if not learn(state, metrics):
+            if not learn(state):
                 return
             state.settled = True
-            for hook in hooks:
-                hook(state, metrics)
+            try:
+                for hook in hooks:
+                    hook(state, state.metrics)
+            except BaseException:
+                state.settled = False  # whoever resumes does the hooks of this step again
+                raise
         if state.stop or state.decisions >= total_decisions:
             return
         collect(state)
@@ -198,18 +211,25 @@ def collect(state: TrainState) -> None:
         state.running_length[done] = 0.0
 
 
-def learn(state: TrainState, metrics: Metrics) -> bool:
-    """Do all updates that are due, leaving the last one's metrics in ``metrics``; False where ``state.stop`` interrupted.
+def learn(state: TrainState) -> bool:
+    """Do all updates that are due, leaving the last one's metrics in ``state.metrics``; False where ``state.stop`` interrupted.
 
     Raises:
         DivergenceError: see :func:`check_losses`.
+        ConfigError: no window can be trained on long after the seed phase.
     """
-    for _ in range(state.source.ready()):
+    source = state.source
+    if state.updates == 0 and state.decisions >= 2 * max(source.seed_decisions, 500) and not source.replay.num_windows():
+        raise ConfigError(
+            f"replay.windows: after {state.decisions} decisions there is no window of {source.replay.horizon} steps, "
+            f"as episodes are shorter; use replay.windows=padded or a smaller planner.horizon"
+        )
+    for _ in range(source.ready()):
         if state.stop:
             return False
-        metrics.update(state.agent.update(state.source.next()))
+        state.metrics = state.agent.update(source.next())
         if state.agent.device.type == "cpu":  # reading a loss costs nothing here; on a GPU the log hook does it
-            check_losses(metrics, state.agent.config.train.max_loss)
+            check_losses(state.metrics, state.agent.config.train.max_loss)
     return True
 
 
@@ -221,11 +241,11 @@ def check_losses(metrics: Mapping[str, Tensor], max_loss: float) -> None:
     """
     for name in ("total_loss", "pi_loss"):
         if name in metrics and not abs(float(metrics[name])) < max_loss:
-            terms = {term: float(value) for term, value in metrics.items() if term.endswith("_loss")}
+            terms = {term: float(value) for term, value in metrics.items() if term.endswith("_loss") and term != "total_loss"}
             bad = next((term for term, value in terms.items() if not math.isfinite(value)), max(terms, key=lambda term: abs(terms[term])))
             raise DivergenceError(
-                f"{bad} is {terms[bad]:g} (limit train.max_loss={max_loss:g}); the update was not applied. "
-                f"Lower optim.lr, or look at the scale of rewards and observations"
+                f"{bad} is {terms[bad]:g} (limit train.max_loss={max_loss:g}); its update was not applied. "
+                f"Look at the scale of rewards and observations, or go on with resume=<run folder> and a lower optim.lr"
             )
     if float(metrics.get("skipped_updates", 0)) > 0:
-        raise DivergenceError("a loss was not finite or above train.max_loss since the last record; those updates were not applied")
+        raise DivergenceError("a loss or gradient was not finite, or above train.max_loss, in some update; it was not applied")
