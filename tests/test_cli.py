@@ -22,7 +22,7 @@ from tests.report.conftest import make_folder  # noqa: F401  (a fixture)
 from worldmpc.cli import main
 from worldmpc.config import PRESETS, RunConfig, flat_fields, make_config
 from worldmpc.report.runs import load_results, load_run
-from worldmpc.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from worldmpc.training.checkpoint import CheckpointError, CheckpointStore, load_checkpoint, save_checkpoint
 from worldmpc.training.restore import find_checkpoint, load_agent
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -203,7 +203,7 @@ def test_multirun_checks_all_runs_before_the_first(words: list[str], tmp_path: P
 def test_a_signal_saves_and_stops_a_whole_sweep(name: str, status: int, tmp_path: Path):
     assert main(["train", *TINY, "steps=100000", f"task=gym/Sketchy{name}-v0", "-m", "seed=1,2"]) == status
     (run,) = (tmp_path / "runs").rglob("config.json")
-    saved = find_checkpoint(run.parent)
+    saved = CheckpointStore(run.parent / "checkpoints", keep=1).newest_valid()
     assert load_checkpoint(saved, ["loop"])[0]["loop"]["decisions"] > 0
 
 
@@ -329,7 +329,7 @@ def test_existing_run_is_not_overwritten(trained: Path, fails: Callable[..., str
 
 def test_resume_with_another_architecture(trained: Path, fails: Callable[..., str]):
     before = (trained / "config.json").read_text()
-    line = fails("train", *TINY, "task=toy/pointmass", f"run_dir={trained}", "resume=auto", "model.mlp_dim=24", "steps=80")
+    line = fails("train", *TINY, "task=toy/pointmass", f"resume={trained}", "model.mlp_dim=24", "steps=80")
     assert "does not fit this architecture" in line
     assert (trained / "config.json").read_text() == before
 

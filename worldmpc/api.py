@@ -17,7 +17,7 @@ from worldmpc.runtime import keep_freed_memory, resolve_device
 from worldmpc.training import evaluator
 from worldmpc.training.checkpoint import save_checkpoint
 from worldmpc.training.logger import RunLogger
-from worldmpc.training.restore import load_agent
+from worldmpc.training.restore import load_agent, trusted_task
 from worldmpc.training.run import MAX_EVAL_ENVS, spec_dict
 from worldmpc.training.trainer import Hook, TrainState, make_state
 from worldmpc.training.trainer import train as run_loop
@@ -93,7 +93,7 @@ def evaluate(
     if isinstance(task, VecEnv):
         return evaluator.evaluate(agent, task, episodes, mode=mode, index=index)
     if task is None:
-        task = agent.config.task
+        task = trusted_task(agent.config.task)
         if "/" not in task:
             raise ConfigError(f"task: the agent was made for the environment object {task}; pass a function that makes it")
     number = episodes if agent.spec.episode_length is None else min(episodes, MAX_EVAL_ENVS)
