@@ -154,6 +154,7 @@ def _style(axes: Axes, task: str, end: float) -> None:
     axes.set_title(task, fontsize=13, fontweight="bold", loc="left", pad=10)
     axes.set_xlabel("simulator steps", fontsize=10.5)
     axes.set_ylabel("episode return", fontsize=10.5)
+    end = max(end, 1.0)  # a run that has only been evaluated before it began
     axes.set_xlim(-0.015 * end, 1.03 * end)
     low, high = axes.get_ylim()
     lowest = min(float(np.nanmin(line.get_ydata())) for line in axes.get_lines() if np.size(line.get_ydata()))
