@@ -123,6 +123,7 @@ class TrainConfig:
 
     utd: float = key(1.0, "updates per decision, whatever num_envs is")
     seed_decisions: int | None = key(None, "random decisions before learning; null: max(1000, 5 episodes)")
+    until_return: float | None = key(None, "end the run once an evaluation's mean return reaches this; null: go to steps")
     max_loss: float = key(1e6, "a loss term above this, or NaN, stops the run with a saved state")
 
 

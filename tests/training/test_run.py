@@ -313,3 +313,12 @@ def test_full_disk_ends_with_one_line_and_older_checkpoints_intact(tmp_path, mon
 def test_environment_object_is_refused_with_a_way_out(tmp_path):
     with pytest.raises(ConfigError, match="pass a function"):
         run(config(tmp_path / "run"), task=PointMass())
+
+
+def test_ends_once_the_wanted_return_is_reached(tmp_path):
+    wanted = {"train.until_return": 5.0, "eval_freq": 40}
+    result = run(config(tmp_path / "run", task="toy/balance", **wanted))
+    assert result.finished and result.env_steps in (0, 40, 80) and result.last_return >= 5
+    again = run(config(tmp_path / "run", resume="auto", **wanted))
+    assert again.finished and again.env_steps == result.env_steps
+    assert not run(config(tmp_path / "other", **{"train.until_return": 1e6})).last_return >= 1e6

@@ -40,9 +40,11 @@ class LogHook:
 class EvalHook:
     """Evaluates the planner, and the policy prior alone, on environments of their own; remembers the best."""
 
-    def __init__(self, logger: RunLogger, throughput: Throughput, envs: VecEnv, every: int, episodes: int, prior: bool) -> None:
+    def __init__(
+        self, logger: RunLogger, throughput: Throughput, envs: VecEnv, every: int, episodes: int, prior: bool, until: float | None
+    ) -> None:
         self.logger, self.throughput, self.envs, self.every = logger, throughput, envs, Every(every)
-        self.episodes, self.prior = episodes, prior
+        self.episodes, self.prior, self.until = episodes, prior, until
         self.best, self.last, self.improved = float("-inf"), float("nan"), False
         self.evaluated_at = -1
 
@@ -53,6 +55,10 @@ class EvalHook:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.best, self.last, self.evaluated_at = float(state["best"]), float(state["last"]), int(state["at"])
+
+    def reached(self, state: TrainState) -> bool:
+        """Return whether the evaluation of this very step has reached the return at which the run ends."""
+        return self.until is not None and self.evaluated_at == state.decisions and self.last >= self.until
 
     def __call__(self, state: TrainState, metrics: Metrics) -> None:
         """Evaluate where due."""
@@ -92,6 +98,7 @@ class EvalHook:
         self.last, self.evaluated_at = result.mean_return, state.decisions
         self.improved = result.mean_return > self.best
         self.best = max(self.best, result.mean_return)
+        state.stop = state.stop or self.reached(state)
 
 
 class CheckpointHook:

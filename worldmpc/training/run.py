@@ -87,9 +87,12 @@ def run(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, 
         meta = _write_meta(folder, config, envs, checkpoint)
         earlier = 0.0 if tree is None else float(tree["loop"]["seconds"])
         throughput = Throughput(earlier=earlier, decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
-        evaluation = EvalHook(logger, throughput, eval_envs, config.eval_freq, config.eval.episodes, config.eval.prior)
+        evaluation = EvalHook(
+            logger, throughput, eval_envs, config.eval_freq, config.eval.episodes, config.eval.prior, config.train.until_return
+        )
         if tree is not None:
             evaluation.load_state_dict(tree["loop"]["evaluation"])
+            state.stop = evaluation.reached(state)
         store = CheckpointStore(folder / "checkpoints", keep=config.checkpoint.keep)
         saving = CheckpointHook(store, evaluation, throughput, config.checkpoint.every, config.checkpoint.replay, meta)
         _introduce(logger, state, config, total, folder, checkpoint)
@@ -105,7 +108,7 @@ def run(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, 
                 raise type(error)(f"{error} [parameters are no longer finite; the last checkpoint in {folder} is kept]") from error
             saving.save(state)
             raise type(error)(f"{error} [saved at {state.env_steps:,} simulator steps in {folder}]") from error
-        finished = state.decisions >= total and state.settled
+        finished = (state.decisions >= total or evaluation.reached(state)) and state.settled
         if finished and evaluation.evaluated_at != state.decisions:
             evaluation.run(state)
             finished = state.settled
