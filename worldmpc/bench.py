@@ -10,6 +10,7 @@ import itertools
 import resource
 import sys
 import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,7 @@ from torch import Tensor
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, ModelConfig, RunConfig, resolve_model
 from worldmpc.envs import make_envs
+from worldmpc.models import kernels
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.runtime import keep_freed_memory, resolve_device, set_threads, suggested_threads
 from worldmpc.training.trainer import collect, learn, make_state
@@ -128,13 +130,14 @@ def total_flops(products: Sequence[Product]) -> int:
 
 
 class Limit:
-    """The products of a verb, back to back, into outputs that exist already.
+    """The products of a verb, back to back.
 
-    On a GPU they are captured as one graph, so that no launch overhead counts.
+    On a CPU each is done by the faster of the libraries that PyTorch offers, on a GPU all are captured as one graph, so that no
+    launch overhead counts.
     """
 
     def __init__(self, products: Sequence[Product], device: torch.device) -> None:
-        self._calls: list[tuple[Tensor, Tensor, Tensor, int]] = []
+        self._calls: list[tuple[Callable[[], object], int]] = []
         buffers: dict[tuple[str, int, int], Tensor] = {}
 
         def buffer(role: str, rows: int, columns: int) -> Tensor:
@@ -146,7 +149,7 @@ class Limit:
         for _, kind, m, n, k, count in products:
             left = buffer("left", k, m).t() if kind == "weights" else buffer("left", m, k)
             right = buffer("right", n, k).t() if kind == "forward" else buffer("right", k, n)
-            self._calls.append((left, right, buffer("out", m, n), count))
+            self._calls.append((_fastest_product(left, right, buffer("out", m, n)), count))
         self._graph: Any = None
         if device.type == "cuda":
             self._run()
@@ -163,9 +166,20 @@ class Limit:
             self._graph.replay()
 
     def _run(self) -> None:
-        for left, right, out, count in self._calls:
+        for call, count in self._calls:
             for _ in range(count):
-                torch.mm(left, right, out=out)
+                call()
+
+
+def _fastest_product(left: Tensor, right: Tensor, out: Tensor) -> Callable[[], object]:
+    """Return a function that multiplies [m, k] x [k, n] in the fastest way found in a short trial."""
+    candidates: list[Callable[[], object]] = [lambda: torch.mm(left, right, out=out)]
+    if kernels.ONEDNN and left.is_cpu:
+        candidates.append(lambda: kernels.onednn_product(left, right.t()))
+    if len(candidates) == 1:
+        return candidates[0]
+    times = [min(timeit.repeat(candidate, number=1, repeat=10)) for candidate in candidates]
+    return candidates[times.index(min(times))]
 
 
 def bench(config: RunConfig, *, obs_dim: int = 24, action_dim: int = 6, repeats: int = 20, seconds: float = 5.0) -> dict[str, Any]:

@@ -62,10 +62,12 @@ class GroupOptimizer:
         self, module: nn.Module, prefixes: Mapping[str, float], config: OptimConfig, *, eps: float = 1e-8, total_updates: int = 1
     ) -> None:
         self.config, self.total_updates = config, total_updates
-        named = [[(name, value) for name, value in module.named_parameters() if name.startswith(prefix)] for prefix in prefixes]
+        # One group per learning rate, as each costs a call of the fused kernel.
+        self.scales = list(dict.fromkeys(prefixes.values()))
+        prefixes_of = [tuple(prefix for prefix, own in prefixes.items() if own == scale) for scale in self.scales]
+        named = [[(name, value) for name, value in module.named_parameters() if name.startswith(group)] for group in prefixes_of]
         self.names = [name for group in named for name, _ in group]
         self.params = [value for group in named for _, value in group]
-        self.scales = list(prefixes.values())
         # Learning rates are tensors, so that a schedule never changes what a compiled function reads as a constant.
         self.lrs = [torch.tensor(config.lr * scale, device=self.params[0].device) for scale in self.scales]
         groups = [{"params": [value for _, value in group], "lr": lr} for group, lr in zip(named, self.lrs, strict=True)]

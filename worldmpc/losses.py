@@ -108,7 +108,7 @@ def max_q_policy(
     """Policy objective of TD-MPC2: maximise the mean of two critics plus entropy, on imagined latents.
 
     Args:
-        model: its critics are read, and get no gradient where only policy gradients are taken.
+        model: its critics are read, and get no gradient.
         zs: [T+1, B, Z] without gradient.
         mask: [T+1, B] 1 where the latent stands for a real state.
         scale: [] running range of values, from before this update.
@@ -121,7 +121,7 @@ def max_q_policy(
         Loss []; metrics, among them the new ``pi_scale`` [].
     """
     sample = model.policy(zs, noise["pi_policy"])
-    values = model.q_values(zs, sample.action, noise["pi_critics"], noise.get("pi_keep")).mean(0)
+    values = model.q_values(zs, sample.action, noise["pi_critics"], noise.get("pi_keep"), frozen=True).mean(0)
     scale = update_scale(scale, values[0].detach(), tau)
     loss = -(entropy_coef * sample.scaled_entropy + values / scale) * time_weights(rho, mask)
     metrics = {

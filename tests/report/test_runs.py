@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worldmpc.report.runs import EVAL_COLUMNS, Run, RunError, export_results, find_runs, load_results, load_run, read_metrics
+from worldmpc.report.runs import EVAL_COLUMNS, Run, RunError, export_results, find_runs, load_results, load_run
 from worldmpc.training import logger
 
 POINTS = [(0, 5.0), (10_000, 200.0), (20_000, 400.5)]
@@ -69,19 +69,6 @@ def test_repeated_evaluations_count_once(make_folder: Callable[..., Path]) -> No
     run = load_run(make_folder([*POINTS, (10_000, 250.0)]))
     assert [row.return_mean for row in run.evals] == [5.0, 250.0, 400.5]
     assert "1 repeated evaluation" in run.notes[0]
-
-
-def test_metrics_with_a_cut_last_line(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    file.write_text('{"decisions": 1}\n{"decisions": 2}\n{"decis')
-    records, notes = read_metrics(file)
-    assert [record["decisions"] for record in records] == [1, 2]
-    assert "last line was cut short" in notes[0]
-    file.write_text('{"decisions": 1}\n{"decis\n{"decisions": 3}\n')
-    with pytest.raises(RunError, match="line 2: not a JSON record"):
-        read_metrics(file)
-    with pytest.raises(RunError, match="no such file"):
-        read_metrics(tmp_path / "other.jsonl")
 
 
 def test_results_round_trip(make_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ class TwoHot(nn.Module):
         """Cross-entropy of logits [..., K] against the two-hot distribution of scalars [...] -> [...]."""
         lower, weight = self.position(x)
         pair = torch.stack((lower, lower + 1), -1).expand(*logits.shape[:-1], 2)
-        low, high = logits.gather(-1, pair).unbind(-1)
-        return logits.logsumexp(-1) - torch.lerp(low, high, weight)
+        low, high = logits.log_softmax(-1).gather(-1, pair).unbind(-1)
+        return -torch.lerp(low, high, weight)
 
 
 def squashed_gaussian(raw: Tensor, eps: Tensor, log_std_min: float, log_std_max: float) -> PolicySample:

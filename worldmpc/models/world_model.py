@@ -118,13 +118,17 @@ class WorldModel(nn.Module):
         """Policy prior with its densities: [..., Z], [..., A] -> fields [..., A] and [...]."""
         return heads.squashed_gaussian(self.pi(z), eps, self.config.log_std_min, self.config.log_std_max)
 
-    def q_logits(self, z: Tensor, action: Tensor, critics: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """Two-hot logits of all or some critics: [..., Z], [..., A] -> [Q, ..., K]."""
-        return self.q(torch.cat((z, action), -1), critics, keep)
+    def q_logits(
+        self, z: Tensor, action: Tensor, critics: Tensor | None = None, keep: Tensor | None = None, frozen: bool = False
+    ) -> Tensor:
+        """Two-hot logits of all or some critics, ``frozen`` without gradient for their parameters: [..., Z], [..., A] -> [Q, ..., K]."""
+        return self.q(torch.cat((z, action), -1), critics, keep, frozen)
 
-    def q_values(self, z: Tensor, action: Tensor, critics: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """Values of all or some critics: [..., Z], [..., A] -> [Q, ...]."""
-        return self.two_hot.decode(self.q_logits(z, action, critics, keep))
+    def q_values(
+        self, z: Tensor, action: Tensor, critics: Tensor | None = None, keep: Tensor | None = None, frozen: bool = False
+    ) -> Tensor:
+        """Values of all or some critics, ``frozen`` without gradient for their parameters: [..., Z], [..., A] -> [Q, ...]."""
+        return self.two_hot.decode(self.q_logits(z, action, critics, keep, frozen))
 
     def target_q_values(self, z: Tensor, action: Tensor, critics: Tensor | None = None) -> Tensor:
         """Values of all or some slow critics: [..., Z], [..., A] -> [Q, ...]."""

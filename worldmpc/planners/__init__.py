@@ -8,6 +8,12 @@ from torch import Tensor
 from worldmpc.types import Model, ModelStep
 
 
+def following(model: Model, z: Tensor, action: Tensor) -> Tensor:
+    """Next latent alone: [..., Z], [..., A] -> [..., Z]; a model that can leave out reward and continuation offers ``next``."""
+    dynamics = getattr(model, "next", None)
+    return model.step(z, action).z if dynamics is None else dynamics(z, action)
+
+
 def rollout(model: Model, z: Tensor, actions: Tensor) -> ModelStep:
     """Imagine sequences: [..., Z], [H, ..., A] -> z [H+1, ..., Z], reward [H, ...], cont [H, ...].
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from worldmpc.config import PlannerConfig
 from worldmpc.noise import NoiseSpec
-from worldmpc.planners import rollout_return
+from worldmpc.planners import following, rollout_return
 from worldmpc.types import Model, Noise, PlanResult, PlanState
 
 WORST = -1e30
@@ -104,5 +104,5 @@ class MPPI:
         for index, step_eps in enumerate(eps):
             actions.append(model.propose(z, step_eps))
             if index + 1 < len(eps):
-                z = model.step(z, actions[-1]).z
+                z = following(model, z, actions[-1])
         return torch.stack(actions)

@@ -111,11 +111,6 @@ def algorithms() -> tuple[str, ...]:
     return tuple(sorted({algorithm for algorithm, _ in _curves()}))
 
 
-def reference_tasks(algorithm: str = DEFAULT_ALGORITHM) -> tuple[str, ...]:
-    """Return the published names of all tasks of an algorithm, sorted."""
-    return tuple(sorted(task for name, task in _curves() if name == algorithm))
-
-
 @functools.cache
 def _curves() -> dict[tuple[str, str], Curve]:
     points: dict[tuple[str, str, str], list[Point]] = {}

@@ -217,23 +217,6 @@ def export_results(runs: Sequence[Run], path: str | Path) -> Path:
     return path
 
 
-def read_metrics(path: str | Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """Return (records, notes) of a ``metrics.jsonl``; a last line cut short is left out and noted.
-
-    Raises:
-        RunError: no such file, or a line before the last that is not a record.
-    """
-    file = Path(path)
-    text, notes = _complete_text(file)
-    records = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise RunError(f"{file}, line {number}: not a JSON record ({error.msg})") from error
-    return records, notes
-
-
 def is_result_file(file: Path) -> bool:
     """Return whether a CSV has the columns of a result file (benchmarks and the like have others)."""
     with file.open(encoding="utf-8", errors="replace") as lines:

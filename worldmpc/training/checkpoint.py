@@ -141,25 +141,6 @@ def load_checkpoint(path: Path, groups: Collection[str] | None = None) -> tuple[
     return tree, _decode(content["meta"], {})
 
 
-def load_tensors(path: Path, group: str) -> dict[str, Tensor]:
-    """Read and verify one file of a checkpoint.
-
-    Args:
-        path: the checkpoint's directory.
-        group: a top-level key of the tree, such as ``agent``.
-
-    Returns:
-        Flat dotted names inside the group -> tensors on the CPU.
-
-    Raises:
-        CheckpointError: missing, damaged, of a newer format, or without tensors of this group.
-    """
-    content = _read_meta(path)
-    if group not in content["files"]:
-        raise CheckpointError(f"{path}: checkpoint has no tensors '{group}'; it has {', '.join(content['files']) or 'none'}")
-    return _read_tensors(path, group, content)
-
-
 def verify_checkpoint(path: Path) -> None:
     """Read every byte of a checkpoint and compare it with what was written.
 
