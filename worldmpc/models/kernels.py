@@ -44,8 +44,9 @@ def normed_mish(x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_b
 
 
 def _fast_on_cpu(x: Tensor) -> bool:
-    mapped = torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]
-    return ONEDNN and x.is_cpu and x.dtype is torch.float32 and not mapped
+    if not ONEDNN or not x.is_cpu or x.dtype is not torch.float32:
+        return False
+    return torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
 
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -57,7 +58,20 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def onednn_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """[M, K], [N, K], [N] -> [M, N] float32 on the CPU by oneDNN, without gradient."""
+    if torch.compiler.is_compiling():
+        return _opaque_product(left, right, bias)
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+
+
+@torch.library.custom_op("worldmpc::onednn_product", mutates_args=())
+def _opaque_product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    """The same for compiled code: the compiler takes PyTorch's operator for constant weights only, and leaves this one alone."""
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+
+
+@_opaque_product.register_fake
+def _(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    return left.new_empty(left.shape[0], right.shape[0])
 
 
 def _flat(x: Tensor) -> Tensor:
