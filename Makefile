@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/worldmpc train preset=cpu task=dmc/cartpole-swingup steps=60000 train.until_return=750 eval_freq=5000 eval.episodes=3 run_dir=$(DEMO_DIR) resume=auto
+	$(BIN)/worldmpc train preset=cpu task=dmc/cartpole-swingup steps=60000 train.until_return=750 optim.lr=1e-3 eval_freq=5000 eval.episodes=3 run_dir=$(DEMO_DIR) resume=auto
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
