@@ -109,3 +109,28 @@ def test_product_by_either_library(size, monkeypatch):
         assert_close(kernels.product(left, right, bias).double(), expected, rtol=1e-4, atol=1e-4)
         assert_close(kernels.product(left, right).double(), expected - bias.double(), rtol=1e-4, atol=1e-4)
         assert_close(kernels.product(left.t(), right[:size].t()).double(), left.double().t() @ right[:size].double(), rtol=1e-4, atol=1e-4)
+
+
+def test_products_do_not_depend_on_where_their_inputs_lie():
+    """Bit for bit, or a resumed run could differ from an uninterrupted one."""
+
+    def moved(x, offset):
+        return torch.empty(x.numel() + offset)[offset:].view(x.shape).copy_(x)
+
+    left, right, bias = torch.randn(384, 65), torch.randn(128, 65), torch.randn(128)
+    expected = kernels.product(left, right, bias)
+    for offset in range(1, 17):
+        assert torch.equal(kernels.product(moved(left, offset), moved(right, offset), moved(bias, offset)), expected)
+
+
+@pytest.mark.parametrize("rows", [(9,), (3, 128)])
+def test_compiled_as_one_graph(rows):
+    parts = [part.requires_grad_() for part in layer(rows, 64, 128)]
+    keep = torch.ones(*rows, 128)
+    compiled = torch.compile(normed_mish, backend="aot_eager", fullgraph=True, dynamic=False)
+    value, expected = compiled(*parts, keep), normed_mish(*parts, keep)
+    assert_close(value, expected, rtol=1e-5, atol=1e-5)
+    for found, wanted in zip(torch.autograd.grad(value.sum(), parts), torch.autograd.grad(expected.sum(), parts), strict=True):
+        assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        assert_close(torch.compile(linear, backend="aot_eager", fullgraph=True)(*parts[:3]), linear(*parts[:3]), rtol=1e-5, atol=1e-5)
