@@ -200,14 +200,23 @@ def test_multirun_checks_all_runs_before_the_first(words: list[str], tmp_path: P
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 0), ("SIGINT", 130)])
-def test_a_signal_saves_and_stops_a_whole_sweep(name: str, status: int, tmp_path: Path):
-    assert main(["train", *TINY, "steps=100000", f"task=gym/Sketchy{name}-v0", "-m", "seed=1,2"]) == status
+@pytest.mark.parametrize("first_evaluation", [False, True])
+def test_a_signal_saves_and_stops_a_whole_sweep(name: str, status: int, first_evaluation: bool, tmp_path: Path):
+    episodes = ["eval.episodes=100"] if first_evaluation else []  # the signal comes with the 60th step, evaluation included
+    assert main(["train", *TINY, "steps=100000", *episodes, f"task=gym/Sketchy{name}-v0", "-m", "seed=1,2"]) == status
     (run,) = (tmp_path / "runs").rglob("config.json")
     saved = CheckpointStore(run.parent / "checkpoints", keep=1).newest_valid()
-    assert load_checkpoint(saved, ["loop"])[0]["loop"]["decisions"] > 0
+    decisions = load_checkpoint(saved, ["loop"])[0]["loop"]["decisions"]
+    assert decisions == 0 if first_evaluation else decisions > 0
 
 
 # Mistakes.
+
+
+def test_too_little_memory_is_said_with_what_to_lower(fails: Callable[..., str]):
+    assert "out of memory" in (line := fails("train", *TINY, "task=toy/pointmass", "loss.batch_size=10000000000000", status=1))
+    assert "lower model.size, loss.batch_size" in line
+
 
 MISTAKES = [
     ("task=dmc/cartpole-swingpu", "did you mean dmc/cartpole-swingup"),
@@ -222,6 +231,9 @@ MISTAKES = [
     ("env.workers=proces", "env.workers: expected one of sync, async"),
     ("model.latent_dim=20", "model.latent_dim: expected a multiple of model.simnorm_dim (8), got 20"),
     ("planner.horizon=0", "planner.horizon: expected at least 1, got 0"),
+    ("threads=99999999999999999999", "threads: expected at most"),
+    ("env.action_repeat=1000000000000000000000", "env.action_repeat: expected at most"),
+    ("model.vmax=1e6", "model.vmax: expected at most 80"),
     ("preset=big", "preset: unknown preset 'big'; one of default, cpu, debug"),
     ("preset=[cpu,debug]", "preset: unknown preset"),
     ("device=quantum", "device: expected auto, cpu, cuda, cuda:<index> or mps, got 'quantum'"),

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from tests import golden_data as golden
 from worldmpc import losses
-from worldmpc.models import heads
+from worldmpc.models import heads, kernels
 from worldmpc.models.nets import SimNorm
 from worldmpc.models.official import load_official
 from worldmpc.planners import rollout_return
@@ -19,6 +19,17 @@ from worldmpc.types import Noise, PlanState
 def close(ours: Tensor, theirs: Tensor, rtol: float = 1e-5, atol: float = 1e-5) -> None:
     """Compare up to the trailing axis of one that the reference keeps on scalars."""
     assert_close(ours.reshape(theirs.shape), theirs, rtol=rtol, atol=atol)
+
+
+@pytest.fixture(autouse=True, params=["by size", "onednn", "torch"])
+def _products(request, monkeypatch) -> None:
+    """The recorded networks are small: without this, the products of large ones would not be checked."""
+    if request.param == "onednn":
+        if not kernels.ONEDNN:
+            pytest.skip("this PyTorch has no oneDNN products")
+        monkeypatch.setattr(kernels, "ONEDNN_FROM", 0)
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "ONEDNN", False)
 
 
 @pytest.fixture(params=golden.SETS)

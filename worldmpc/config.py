@@ -164,7 +164,7 @@ class RunConfig:
     seed: int = key(1, "seed of networks, exploration, replay sampling and environments")
     steps: int = key(1_000_000, "simulator steps to train for (decisions x action repeat)")
     eval_freq: int = key(10_000, "simulator steps between evaluations")
-    device: str = key("auto", "auto, cpu, cuda or cuda:<index>")
+    device: str = key("auto", "auto, cpu, cuda, cuda:<index> or mps")
     threads: int = key(0, "CPU threads for torch; 0: chosen from the network width; 1 is best for several runs at once")
     compile: bool = key(False, "compile update and planner with torch.compile")
     run_dir: str | None = key(None, "where the run writes; null: runs/<task>/<agent>-<preset>-seed<seed>")
@@ -330,6 +330,8 @@ def validate(config: RunConfig) -> RunConfig:
     for name in ("planner.num_pi_trajs", "planner.extra_iterations", "optim.warmup_updates", "threads", "seed"):
         require(lookup(config, name) >= 0, name, "0 or more")
     require(config.seed < 2**63, "seed", "less than 2**63")
+    for name, most in (("threads", 4096), ("env.num_envs", 65_536), ("env.action_repeat", 100_000), ("env.episode_length", 10**9)):
+        require((lookup(config, name) or 0) <= most, name, f"at most {most}")
     warms_up = config.optim.schedule != "warmup" or config.optim.warmup_updates >= 1
     require(warms_up, "optim.warmup_updates", "at least 1 for optim.schedule=warmup")
     require(config.planner.temperature >= 0, "planner.temperature", "0 or more")
@@ -357,6 +359,8 @@ def validate(config: RunConfig) -> RunConfig:
         raise ConfigError(f"model.num_q: expected at least 2, got {model.num_q}")
     require(model.num_bins >= 2, "model.num_bins", "at least 2")
     require(model.vmax > model.vmin, "model.vmax", f"more than model.vmin ({model.vmin})")
+    require(model.vmax <= 80, "model.vmax", "at most 80, as bins are in symlog space and exp(80) is near the largest float32")
+    require(model.vmin >= -80, "model.vmin", "at least -80, as bins are in symlog space and exp(80) is near the largest float32")
     require(0 <= model.dropout < 1, "model.dropout", "in [0, 1)")
     require(model.log_std_max > model.log_std_min, "model.log_std_max", f"more than model.log_std_min ({model.log_std_min})")
     return config

@@ -69,6 +69,8 @@ def resolve_device(name: str, key: str = "device") -> str:
         device = torch.device(name)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"{key}: '{name}' asked for, but this machine has no usable CUDA device; use {key}=cpu or {key}=auto")
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise ConfigError(f"{key}: 'mps' asked for, but this machine has no Metal device; use {key}=cpu or {key}=auto")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"{key}: cannot use '{name}': {str(error).splitlines()[0]}") from error

@@ -12,6 +12,7 @@ from worldmpc import functional, losses
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, OptimConfig, discount_from_episode_length, make_config
 from worldmpc.functional import learning_rate_scale
+from worldmpc.models import kernels
 from worldmpc.types import Batch, EnvSpec
 
 SPEC = EnvSpec("test", (5,), 2, 50)
@@ -225,10 +226,12 @@ def test_only_vector_observations():
         make(dataclasses.replace(SPEC, obs_shape=(3, 64, 64)))
 
 
-def test_compiled_equals_eager(monkeypatch):
+@pytest.mark.parametrize("from_size", [0, kernels.ONEDNN_FROM])
+def test_compiled_equals_eager(from_size, monkeypatch):
     """One update and one plan through the compiler's front end; the next ones must not compile again.
 
     The code generator behind it takes minutes on two cores: ``benchmarks/compiled.py`` checks that.
     """
     monkeypatch.setattr(functional, "COMPILE_BACKEND", "aot_eager")
+    monkeypatch.setattr(kernels, "ONEDNN_FROM", from_size)
     golden.check_compiled("tiny_episodic")

@@ -85,11 +85,64 @@ def test_map_over_a_batch_of_parameters():
         assert_close(one, torch.autograd.grad(plain(weight, rows), weight)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_second_derivatives_are_refused():
-    parts = [part.requires_grad_() for part in layer((7,), 5, 16)]
-    (gradient,) = torch.autograd.grad(normed_mish(*parts).sum(), parts[0], create_graph=True)
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(gradient.sum(), parts[1])
+@pytest.mark.parametrize("rows", [(7,), (3, 128)])
+def test_second_derivatives(rows):
+    """A gradient penalty, whose outer loss has the layer's value in it as well."""
+    keep = (torch.rand(*rows, 128) > 0.3).float() / 0.7
+    for ours, plain, count in ((normed_mish, plain_normed_mish, 5), (linear, F.linear, 3)):
+        found = []
+        for function, dtype in ((ours, torch.float32), (plain, torch.float64)):
+            parts = [part.to(dtype).requires_grad_() for part in layer(rows, 64, 128)[:count]]
+            value = function(*parts, *((keep.to(dtype),) if count == 5 else ()))
+            penalty = torch.autograd.grad(value.square().mean(), parts[0], create_graph=True)[0].square().sum()
+            found.append(torch.autograd.grad(value.mean() + penalty, parts, allow_unused=True))
+        for one, wanted in zip(*found, strict=True):
+            assert (one is None) == (wanted is None)
+            if one is not None:
+                assert_close(one.double(), wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_results_may_be_changed_in_place():
+    parts = [part.requires_grad_() for part in layer((3, 128), 64, 128)]
+    normed_mish(*parts).mul_(2).sum().backward()
+    found, parts[1].grad = parts[1].grad, None
+    (2 * normed_mish(*parts)).sum().backward()
+    assert_close(found, parts[1].grad)
+
+
+def test_mapped_parameters_alone():
+    x, weight, bias, ln_weight, ln_bias = layer((9,), 6, 8)
+    weights = torch.stack((weight, 2 * weight))
+    for function, rest in ((linear, (bias,)), (normed_mish, (bias, ln_weight, ln_bias))):
+        mapped = torch.vmap(lambda w, function=function, rest=rest: function(x, w, *rest))(weights)
+        assert_close(mapped, torch.stack([function(x, w, *rest) for w in weights]), rtol=1e-5, atol=1e-5)
+        gradient = torch.func.grad(lambda w, function=function, rest=rest: function(x, w, *rest).sum())(weight)
+        own = weight.clone().requires_grad_()
+        assert_close(gradient, torch.autograd.grad(function(x, own, *rest).sum(), own)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_is_left_to_torch():
+    parts = [part.requires_grad_() for part in layer((3, 128), 64, 128)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = normed_mish(*parts)
+    value.float().sum().backward()
+    assert_close(value.float(), normed_mish(*parts), rtol=0.1, atol=0.2)
+
+
+def test_wrong_shapes_are_named_by_torch():
+    x, weight, bias, *_ = layer((3, 128), 64, 128)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(x[..., :60], weight, bias)
+
+
+def test_without_onednn(monkeypatch):
+    parts = layer((3, 128), 64, 128)
+    expected = normed_mish(*parts), linear(*parts[:3])
+    monkeypatch.setattr(kernels, "ONEDNN", False)
+    monkeypatch.setattr(kernels, "onednn_product", None)
+    assert_close(normed_mish(*parts), expected[0], rtol=1e-4, atol=1e-4)
+    assert_close(linear(*parts[:3]), expected[1], rtol=1e-4, atol=1e-4)
+    assert kernels.product(parts[0][0], parts[1]).shape == (128, 128)
 
 
 def test_mish_far_from_zero():

@@ -20,6 +20,7 @@ from tests.trees import differences, leaves
 from worldmpc.config import ConfigError, make_config
 from worldmpc.envs import EnvError
 from worldmpc.envs.toy import Balance, PointMass
+from worldmpc.models import kernels
 from worldmpc.training.checkpoint import CheckpointError, CheckpointStore, load_checkpoint
 from worldmpc.training.run import run
 from worldmpc.training.trainer import DivergenceError
@@ -230,6 +231,18 @@ def test_stop_during_an_evaluation(tmp_path):
     assert not result.finished and result.env_steps == 70
     run(config(tmp_path / "stopped", eval_freq=70, resume="auto"))
     run(config(tmp_path / "whole", eval_freq=70))
+    assert_same_end(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_resumed_equals_uninterrupted_with_the_products_of_large_networks(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "ONEDNN_FROM", 0)
+
+    def stop_at_70(state, metrics):
+        state.stop = state.decisions == 70
+
+    assert not run(config(tmp_path / "stopped"), extra_hooks=(stop_at_70,)).finished
+    run(config(tmp_path / "stopped", resume="auto"))
+    run(config(tmp_path / "whole"))
     assert_same_end(tmp_path / "stopped", tmp_path / "whole")
 
 

@@ -31,7 +31,7 @@ def describe_error(error: BaseException) -> tuple[int, str]:
         return UNUSABLE, _line(error)
     if isinstance(error, OSError):
         return FAILED, _line(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
         hint = "lower model.size, loss.batch_size, planner.num_samples or replay.capacity, or set replay.storage_device=cpu"
         return FAILED, f"out of memory: {_line(error).split('. ')[0] or 'no detail'}; {hint}"
     return _describe_own(error)

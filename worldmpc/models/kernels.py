@@ -1,25 +1,26 @@
 """The arithmetic of one layer, as fast as PyTorch can do it on the device at hand.
 
-On a GPU, for other types than float32, under ``torch.func`` and where PyTorch has no oneDNN these are plain compositions
-of PyTorch's functions. On an x86 CPU two things are worth autograd functions of their own. oneDNN multiplies float32
-matrices up to twice as fast as the BLAS that PyTorch calls (MKL leaves half the vector width of AMD processors unused),
-but PyTorch offers its products without gradients only. And Mish can do without the tanh that makes PyTorch's slow.
+On a GPU, for other types than float32, under autocast and ``torch.func``, for second derivatives, and where PyTorch has no
+oneDNN, these are plain compositions of PyTorch's functions. On an x86 CPU two things are worth autograd functions of their
+own. oneDNN multiplies float32 matrices up to twice as fast as the BLAS that PyTorch calls (MKL leaves half the vector width
+of AMD processors unused), but PyTorch offers its products without gradients only. And Mish can do without the tanh that
+makes PyTorch's slow.
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 ONEDNN = (
     platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-"""Whether oneDNN's products are there, on a processor where they were measured to pay."""
+"""Whether PyTorch offers oneDNN's products on this kind of processor (measured on an AMD one with AVX-512)."""
 ONEDNN_FROM = 1 << 20
 """Multiplications from which a oneDNN product is faster than a BLAS one, which starts sooner."""
 NORM_EPS = 1e-5
@@ -28,30 +29,39 @@ NORM_EPS = 1e-5
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """X W^T + b: [..., in], [out, in], [out] -> [..., out]."""
-    if not _fast_on_cpu(x):
+    if not _fast_on_cpu(x, weight, bias):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _rows(x, product(_flat(x), weight, bias))
 
 
 def normed_mish(x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor, keep: Tensor | None = None) -> Tensor:
     """Linear, dropout, LayerNorm, Mish: [..., in], [out, in], [out], [out], [out], [..., out] -> [..., out]."""
-    if not _fast_on_cpu(x):
-        hidden = F.linear(x, weight, bias)
-        return F.mish(F.layer_norm(hidden if keep is None else hidden * keep, ln_weight.shape, ln_weight, ln_bias, NORM_EPS))
+    if not _fast_on_cpu(x, weight, bias, ln_weight, ln_bias, *(() if keep is None else (keep,))):
+        return _plain_normed_mish(x, weight, bias, ln_weight, ln_bias, keep)
     if torch.is_grad_enabled():
         return _NormedMish.apply(x, weight, bias, ln_weight, ln_bias, keep)
     return _rows(x, _mish(_normed(_flat(x), weight, bias, ln_weight, ln_bias, keep)[1])[0])
 
 
-def _fast_on_cpu(x: Tensor) -> bool:
-    if not ONEDNN or not x.is_cpu or x.dtype is not torch.float32:
+def _plain_normed_mish(x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor, keep: Tensor | None) -> Tensor:
+    hidden = F.linear(x, weight, bias)
+    return F.mish(F.layer_norm(hidden if keep is None else hidden * keep, ln_weight.shape, ln_weight, ln_bias, NORM_EPS))
+
+
+def _fast_on_cpu(x: Tensor, weight: Tensor, *others: Tensor) -> bool:
+    """Whether the functions of this file can do it; what they cannot, PyTorch can, or refuses with its own words."""
+    if not ONEDNN or not x.is_cpu or x.shape[-1] != weight.shape[-1] or torch.is_autocast_enabled("cpu"):
         return False
-    return torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
+    tensors = (x, weight, *others)
+    if any(tensor.dtype is not torch.float32 for tensor in tensors):
+        return False
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.compiler.is_compiling() or not any(wrapped(tensor) for tensor in tensors)
 
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """Faster one of two products: [M, K], [N, K], [N] -> [M, N] float32 on the CPU, without gradient."""
-    if left.shape[0] * left.shape[1] * right.shape[0] < ONEDNN_FROM:
+    if not ONEDNN or left.shape[0] * left.shape[1] * right.shape[0] < ONEDNN_FROM:
         return F.linear(left, right, bias)
     return onednn_product(left, right, bias)
 
@@ -80,8 +90,8 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor, y: Tensor) -> Tensor:
-    """[M, out] -> [..., out] with the leading dimensions of x."""
-    return y.view(*x.shape[:-1], y.shape[-1])
+    """[M, out] -> [..., out] with the leading dimensions of x; no view, so that results may be changed in place."""
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1]))
 
 
 def _normed(
@@ -118,16 +128,26 @@ def _linear_gradients(ctx: Any, x: Tensor, weight: Tensor, grad: Tensor) -> tupl
     )
 
 
+def _gradients_of_plain(
+    ctx: Any, function: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients that can be differentiated again, by PyTorch's own functions."""
+    wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed and x is not None]
+    found = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True))
+    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, bias)
         return _rows(x, product(_flat(x), weight, bias))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _gradients_of_plain(ctx, F.linear, (x, weight, bias), grad)
         return _linear_gradients(ctx, x, weight, _flat(grad))
 
 
@@ -136,13 +156,14 @@ class _NormedMish(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor, keep: Tensor | None) -> Tensor:
         hidden, normed, mean, rstd = _normed(_flat(x), weight, bias, ln_weight, ln_bias, keep)
         y, q, p = _mish(normed)
-        ctx.save_for_backward(x, weight, ln_weight, ln_bias, keep, hidden, mean, rstd, _mish_slope(normed, q, p))
+        ctx.save_for_backward(x, weight, bias, ln_weight, ln_bias, keep, hidden, mean, rstd, _mish_slope(normed, q, p))
         return _rows(x, y)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, ln_weight, ln_bias, keep, hidden, mean, rstd, slope = ctx.saved_tensors
+        x, weight, bias, ln_weight, ln_bias, keep, hidden, mean, rstd, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _gradients_of_plain(ctx, _plain_normed_mish, (x, weight, bias, ln_weight, ln_bias, keep), grad)
         grad, grad_ln_weight, grad_ln_bias = torch.ops.aten.native_layer_norm_backward(
             _flat(grad) * slope, hidden, ln_weight.shape, mean, rstd, ln_weight, ln_bias, [True, *ctx.needs_input_grad[3:5]]
         )

@@ -38,7 +38,7 @@ def load_official(path: str | Path) -> WorldModel:
         model.load_state_dict(parameters)
     except KeyError as error:
         raise ConfigError(f"{path}: not a complete TD-MPC2 checkpoint, no {error}") from error
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         raise ConfigError(f"{path}: tensors do not form a TD-MPC2 model: {' '.join(str(error).split())}") from error
     return model
 

@@ -319,7 +319,9 @@ def _stop_on_signals(state: TrainState, logger: RunLogger) -> Iterator[None]:
 
 def _finish(result: RunResult, logger: RunLogger, config: RunConfig, task: Task, agent: TDMPC2, seconds: float) -> None:
     """Draw the curve, record the video, and say what was reached and where to look."""
-    plot_curves([load_run(result.run_dir)], result.run_dir / "curve.png")
+    trained = load_run(result.run_dir)
+    if trained.evals:  # none where a signal came during the first one
+        plot_curves([trained], result.run_dir / "curve.png")
     if not result.finished:
         logger.close()
         logger.message(f"stopped at {result.env_steps:,} simulator steps, saved in {result.run_dir}; go on with resume=auto")
