@@ -173,13 +173,11 @@ class Limit:
 
 def _fastest_product(left: Tensor, right: Tensor, out: Tensor) -> Callable[[], object]:
     """Return a function that multiplies [m, k] x [k, n] in the fastest way found in a short trial."""
-    candidates: list[Callable[[], object]] = [lambda: torch.mm(left, right, out=out)]
-    if kernels.ONEDNN and left.is_cpu:
-        candidates.append(lambda: kernels.onednn_product(left, right.t()))
-    if len(candidates) == 1:
-        return candidates[0]
-    times = [min(timeit.repeat(candidate, number=1, repeat=10)) for candidate in candidates]
-    return candidates[times.index(min(times))]
+    calls: list[Callable[[], object]] = [lambda: torch.mm(left, right, out=out)]
+    if not kernels.ONEDNN or not left.is_cpu:
+        return calls[0]
+    calls.append(lambda: kernels.onednn_product(left, right.t()))
+    return min(calls, key=lambda call: min(timeit.repeat(call, number=1, repeat=10)))
 
 
 def bench(config: RunConfig, *, obs_dim: int = 24, action_dim: int = 6, repeats: int = 20, seconds: float = 5.0) -> dict[str, Any]:
