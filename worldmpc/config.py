@@ -32,7 +32,8 @@ class EnvConfig:
     """Environments."""
 
     num_envs: int = key(1, "environments stepped together")
-    workers: Literal["sync", "async"] = key("sync", "sync: in this process; async: one worker process per environment")
+    workers: Literal["sync", "async"] = key("sync", "sync: in this process; async: in worker processes that share memory with it")
+    num_workers: int | None = key(None, "worker processes of workers=async; null: one per CPU core, at most one per environment")
     action_repeat: int | None = key(None, "simulator steps per decision; null: the suite's own (dmc 2, gym 1)")
     episode_length: int | None = key(None, "time limit in decisions; null: the environment's own")
     discount: float | None = key(None, "discount factor; null: from the episode length (published heuristic)")
@@ -69,6 +70,7 @@ class PlannerConfig:
     """Planner (MPPI)."""
 
     mpc: bool = key(True, "plan; false: act with the policy prior alone")
+    precision: Literal["fp32", "bf16"] = key("fp32", "matrix products of planning; bf16: faster, parameters stay fp32")
     horizon: int = key(3, "planning horizon and length of the training windows, in decisions")
     iterations: int = key(6, "refinement iterations")
     extra_iterations: int = key(2, "added to iterations where the action space has 20 or more dimensions")
@@ -122,6 +124,8 @@ class TrainConfig:
     """Training loop."""
 
     utd: float = key(1.0, "updates per decision, whatever num_envs is")
+    precision: Literal["fp32", "bf16"] = key("fp32", "matrix products of updates; bf16: autocast, parameters and losses stay fp32")
+    overlap: bool = key(False, "update while the environments step, one decision behind: a batch cannot hold the step under way")
     seed_decisions: int | None = key(None, "random decisions before learning; null: max(1000, 5 episodes)")
     until_return: float | None = key(None, "end the run once an evaluation's mean return reaches this; null: go to steps")
     max_loss: float = key(1e6, "a loss term above this, or NaN, stops the run with a saved state")
@@ -166,7 +170,8 @@ class RunConfig:
     eval_freq: int = key(10_000, "simulator steps between evaluations")
     device: str = key("auto", "auto, cpu, cuda, cuda:<index> or mps")
     threads: int = key(0, "CPU threads for torch; 0: chosen from the network width; 1 is best for several runs at once")
-    compile: bool = key(False, "compile update and planner with torch.compile")
+    compile: bool = key(False, "compile update and planner with torch.compile; takes a minute, the next run finds it cached")
+    cuda_graph: bool = key(False, "capture update and planner as CUDA graphs, with or without compile")
     run_dir: str | None = key(None, "where the run writes; null: runs/<task>/<agent>-<preset>-seed<seed>")
     resume: str = key("never", "never: start a fresh run; auto: continue the newest checkpoint of this run, if any; or a checkpoint's path")
     env: EnvConfig = field(default_factory=EnvConfig)
