@@ -330,8 +330,11 @@ def validate(config: RunConfig) -> RunConfig:
         "checkpoint.keep",
     ):
         require(lookup(config, name) >= 1, name, "at least 1")
-    for name in ("env.action_repeat", "env.episode_length"):
+    for name in ("env.action_repeat", "env.episode_length", "env.num_workers"):
         require(lookup(config, name) is None or lookup(config, name) >= 1, name, "at least 1 or null")
+    if config.env.num_workers is not None:
+        require(config.env.workers == "async", "env.num_workers", "null, as env.workers=sync has no worker processes")
+        require(config.env.num_workers <= config.env.num_envs, "env.num_workers", f"at most env.num_envs ({config.env.num_envs})")
     for name in ("planner.num_pi_trajs", "planner.extra_iterations", "optim.warmup_updates", "threads", "seed"):
         require(lookup(config, name) >= 0, name, "0 or more")
     require(config.seed < 2**63, "seed", "less than 2**63")

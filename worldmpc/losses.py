@@ -40,10 +40,8 @@ def roll(model: WorldModel, batch: Batch, discount: float, rho: float, noise: No
     with torch.no_grad():
         next_z = model.encode(batch.obs[1:])
     target = td_target(model, next_z, batch, discount, noise)
-    zs = [model.encode(batch.obs[0])]
-    for action in batch.action:
-        zs.append(model.next(zs[-1], action))
-    return Rollout(torch.stack(zs), next_z, target, time_weights(rho, batch.mask))
+    zs = model.imagine(model.encode(batch.obs[0]), batch.action)
+    return Rollout(zs, next_z, target, time_weights(rho, batch.mask))
 
 
 def consistency(model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
@@ -53,7 +51,7 @@ def consistency(model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise)
 
 def reward(model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
     """Two-hot cross-entropy of the reward on imagined latents -> [T, B]."""
-    logits = model.reward(torch.cat((rollout.zs[:-1], batch.action), -1))
+    logits = model.reward(rollout.zs[:-1], batch.action)
     return model.two_hot.loss(logits, batch.reward) * rollout.time_weight, {}
 
 

@@ -235,7 +235,7 @@ def test_stop_during_an_evaluation(tmp_path):
 
 
 def test_resumed_equals_uninterrupted_with_the_products_of_large_networks(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, "ONEDNN_FROM", 0)
+    monkeypatch.setattr(kernels, "NATIVE_FROM", 1)
 
     def stop_at_70(state, metrics):
         state.stop = state.decisions == 70

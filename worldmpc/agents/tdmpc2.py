@@ -11,6 +11,7 @@ from torch import Tensor
 from worldmpc import losses
 from worldmpc.config import ConfigError, RunConfig, discount_from_episode_length
 from worldmpc.functional import GroupOptimizer, maybe_compile
+from worldmpc.models.kernels import constant_parameters
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec, NoiseStream
 from worldmpc.planners.sampling import MPPI
@@ -69,7 +70,8 @@ class TDMPC2:
             action = self.model.propose(z, eps if mode == "explore" else torch.zeros_like(eps))
             return ActOutput(action, carry, {}, {})
         noise = stream.draw(self.planner.noise_specs(len(obs)))
-        plan = self._plan(self.model, z, carry.plan, noise, mode == "explore")
+        with constant_parameters():
+            plan = self._plan(self.model, z, carry.plan, noise, mode == "explore")
         extras = {"plan_mean": plan.mean[:, 0], "plan_std": plan.std[:, 0], "plan_value": plan.value}
         return ActOutput(plan.action, Carry(plan.state), extras, plan.metrics)
 
@@ -93,13 +95,15 @@ class TDMPC2:
 
     def update_with_noise(self, batch: Batch, noise: Noise) -> Metrics:
         """Do one update with given noise; a loss or gradient that is not finite, or a loss above ``train.max_loss``, is not applied."""
-        loss, zs, metrics = self._model_loss(batch, noise)
-        skip = self._diverged(loss)
-        metrics["grad_norm"], skip = self.model_optimizer.step(self.model_optimizer.gradients(loss), self.updates, skip)
+        with constant_parameters():
+            loss, zs, metrics = self._model_loss(batch, noise)
+            gradients = self.model_optimizer.gradients(loss)
+        metrics["grad_norm"], skip = self.model_optimizer.step(gradients, self.updates, self._diverged(loss))
         mask = torch.cat((torch.ones_like(batch.mask[:1]), batch.mask))
-        loss, policy_metrics = self._policy_loss(zs, mask, noise)
+        with constant_parameters():
+            loss, policy_metrics = self._policy_loss(zs, mask, noise)
+            gradients = self.policy_optimizer.gradients(loss)
         skip = torch.maximum(skip, self._diverged(loss))
-        gradients = self.policy_optimizer.gradients(loss)
         policy_metrics["pi_grad_norm"], skip = self.policy_optimizer.step(gradients, self.updates, skip)
         self.scale = torch.where(skip > 0, self.scale, policy_metrics["pi_scale"])
         self.model.update_target(self.config.loss.tau * (1 - skip))

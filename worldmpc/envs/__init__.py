@@ -9,18 +9,19 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-import signal
+import warnings
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import gymnasium
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from worldmpc.config import ConfigError, EnvConfig
 from worldmpc.envs.rendering import configure_rendering, rendering_backend
 from worldmpc.envs.vector import VecEnv, VectorEnv, episode_seed
-from worldmpc.envs.wrappers import Env, EnvError, FailedEnv, GuardedEnv, SuiteEnv, adapt, check_spaces, own_step_limit
+from worldmpc.envs.workers import LocalEnvs, WorkerEnvs
+from worldmpc.envs.wrappers import Env, EnvError, GuardedEnv, SuiteEnv, adapt, check_spaces, own_step_limit
 from worldmpc.types import EnvSpec
 
 __all__ = [
@@ -97,7 +98,8 @@ def make_envs(task: Task, config: EnvConfig | None = None, *, seed: int = 1, ren
 
     Episode ``k`` of environment ``e`` has the seed ``episode_seed(seed, e, k)``. A vector environment object keeps its own
     number of environments, time limit and seeding. With ``env.workers=async`` a function that makes environments is called in
-    the worker processes (and once more here, for the spaces), so what it counts or shares is not common to them.
+    the ``env.num_workers`` processes (and once more here, for the spaces), so what it counts or shares is not common to them; the
+    results are those of ``env.workers=sync``, bit for bit, for which ``env.num_workers`` means nothing.
 
     Raises:
         ConfigError: unknown task, missing package, a space that is not supported, or a configuration that does not fit the object.
@@ -108,53 +110,33 @@ def make_envs(task: Task, config: EnvConfig | None = None, *, seed: int = 1, ren
         return _wrap_vector(task, config, seed)
     if isinstance(task, gymnasium.Env) and (config.num_envs != 1 or config.workers != "sync"):
         raise ConfigError("task: an environment object is one environment in this process; pass a function that makes it instead")
+    if config.num_envs < 1:
+        raise ConfigError(f"env.num_envs: expected at least 1, got {config.num_envs}")
     if isinstance(task, str):
         task = canonical_task(task)
-    made: list[_Facts] = []
-    functions = [_thunk(task, config, seed, index, render, made) for index in range(config.num_envs)]
-    if config.workers == "sync":
-        vector = SyncVectorEnv(functions, copy=False, autoreset_mode=AutoresetMode.DISABLED)
-    else:
-        try:
-            vector = AsyncVectorEnv(functions, copy=False, autoreset_mode=AutoresetMode.DISABLED)
-        except (EOFError, ConnectionError) as error:
-            raise EnvError(f"{_name(task)}: a worker process died while it made its environment") from error
-        failures = [message for message in vector.get_attr("failure") if message]
-        if failures:
-            vector.close()
-            raise EnvError(failures[0])
-    return VecEnv(vector, made[0].spec, seed=seed, owned=True, may_render=not isinstance(task, str) or render)
+    functions = [
+        partial(make_env, task, seed=episode_seed(seed, index, 0), config=config, render=render, index=index)
+        for index in range(config.num_envs)
+    ]
+    env = LocalEnvs(functions) if config.workers == "sync" else _start_workers(functions, config, _name(task))
+    return VecEnv(env, env.spec, seed=seed, may_render=not isinstance(task, str) or render)
 
 
-class _Facts(NamedTuple):
-    """What is known of an environment once it is made."""
-
-    spec: EnvSpec
-    observation: gymnasium.Space[Any]
-    action: gymnasium.Space[Any]
-
-
-def _thunk(
-    task: str | Env | Callable[[], Env], config: EnvConfig, seed: int, index: int, render: bool, facts: list[_Facts]
-) -> Callable[[], Env]:
-    """Return the function that makes environment ``index``, here or in a worker; made here, it leaves what it is in ``facts``."""
-    parent = os.getpid()
-
-    def build() -> Env:
-        if os.getpid() != parent:
-            # Ctrl-C reaches the whole process group; the parent decides when workers end.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            made = _make(task, config, render=render, index=index)
-            env = adapt(made, config, seed=episode_seed(seed, index, 0), index=index, in_worker=os.getpid() != parent)
-        except (ConfigError, EnvError) as error:
-            if os.getpid() == parent:
-                raise
-            return FailedEnv(str(error), facts[0].observation, facts[0].action)
-        facts.append(_Facts(env.env_spec, env.observation_space, env.action_space))
-        return env
-
-    return build
+def _start_workers(functions: list[Callable[[], GuardedEnv]], config: EnvConfig, name: str) -> WorkerEnvs:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    number = min(cores, config.num_envs) if config.num_workers is None else config.num_workers
+    if not 1 <= number <= config.num_envs:
+        raise ConfigError(f"env.num_workers: expected 1 to env.num_envs ({config.num_envs}), got {number}")
+    if number > cores:
+        warnings.warn(f"env.num_workers: {number} worker processes on {cores} CPU cores are slower than {cores}", stacklevel=3)
+    first = functions[0]()
+    first.close()
+    try:
+        return WorkerEnvs(functions, first.env_spec, number)
+    except (EOFError, ConnectionError) as error:
+        raise EnvError(f"{name}: a worker process died while it made its environments") from error
+    except OSError as error:
+        raise EnvError(f"{name}: {number} worker processes could not be started: {error}") from error
 
 
 def _make(task: str | Env | Callable[[], Env], config: EnvConfig, *, render: bool, index: int) -> SuiteEnv:

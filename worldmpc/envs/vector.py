@@ -6,19 +6,21 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from torch import Tensor
 
-from worldmpc.envs.wrappers import FAILURE_KEY, SUCCESS_KEYS, EnvError
+from worldmpc.envs.workers import LocalEnvs, WorkerEnvs
+from worldmpc.envs.wrappers import SUCCESS_KEYS, EnvError
 from worldmpc.types import EnvSpec, EnvStep
 
 VectorEnv: TypeAlias = gymnasium.vector.VectorEnv[Any, Any, Any]
+OwnEnvs: TypeAlias = LocalEnvs | WorkerEnvs
 T = TypeVar("T")
 
 
@@ -35,33 +37,38 @@ class VecEnv:
 
     A wrapped ``NEXT_STEP`` environment returns the first observation of a new episode one call late: at the end of an episode
     ``obs`` is still the last observation, the following call has ``valid`` False and brings the first one.
+
+    Ctrl-C in the middle of a step leaves some environments behind others. A further step is refused then; the environments can be
+    reset or a state be loaded, and ``state_dict`` is that of the last complete step.
     """
 
-    def __init__(self, env: VectorEnv, spec: EnvSpec, *, seed: int = 1, owned: bool = False, may_render: bool = True) -> None:
-        """Wrap a gymnasium vector environment; :func:`worldmpc.envs.make_envs` is the usual way here.
+    def __init__(self, env: VectorEnv | OwnEnvs, spec: EnvSpec, *, seed: int = 1, may_render: bool = True) -> None:
+        """Wrap environments; :func:`worldmpc.envs.make_envs` is the usual way here.
 
-        ``owned`` says that the environments inside are :class:`~worldmpc.envs.wrappers.GuardedEnv` in mode ``DISABLED``: their
-        actions are in [-1, 1], every episode has its own seed, and episodes can be played again. ``may_render`` False says that
-        frames were not asked for, where they could have been.
+        In ours (not a gymnasium vector environment) actions are in [-1, 1], every episode has its own seed, and episodes can be
+        played again. ``may_render`` False says that frames were not asked for, where they could have been.
         """
         self.spec = spec
         self.num_envs = env.num_envs
         self._env = env
+        self._own = env if isinstance(env, OwnEnvs) else None
         self._seed = seed
-        self._owned = owned
         self._may_render = may_render
         self._closed = False
         self._obs: Tensor | None = None
+        self._action: np.ndarray | None = None  # of the step under way
+        self._torn = False  # from the beginning of a reset or step to its end
         self._pending = np.zeros(self.num_envs, bool)  # NEXT_STEP only: the next call resets this environment
         self._unknown = np.full(self.num_envs, np.nan, np.float32)
         self._rows = np.arange(self.num_envs)
         self._episode = np.full(self.num_envs, -1, np.int64)
         self._steps = np.zeros(self.num_envs, np.int64)
-        self._log = np.zeros((self.num_envs, (spec.episode_length or 256) if owned else 0, spec.action_dim), np.float32)
-        if not owned:
+        self._log = np.zeros((self.num_envs, (spec.episode_length or 256) if self._own else 0, spec.action_dim), np.float32)
+        mode = AutoresetMode.DISABLED
+        if not isinstance(env, OwnEnvs):
             assert isinstance(env.single_action_space, Box)
             self._low, self._high = env.single_action_space.low, env.single_action_space.high
-        mode = AutoresetMode(env.metadata["autoreset_mode"])
+            mode = AutoresetMode(env.metadata["autoreset_mode"])
         self._finish = {
             AutoresetMode.DISABLED: self._finish_disabled,
             AutoresetMode.SAME_STEP: self._finish_same_step,
@@ -86,47 +93,88 @@ class VecEnv:
 
         Raises:
             EnvError: an environment raised an error or returned a number that is not finite.
+            RuntimeError: a step is under way.
         """
+        self._require_idle("reset")
         if seed is not None:
             self._seed = seed
             self._episode[:] = -1
-        self._pending[:] = False
-        self._obs = torch.from_numpy(self._begin(np.ones(self.num_envs, bool)))
-        return self._obs
+        return self._reset_all()
 
     def step(self, action: Tensor) -> EnvStep:
         """Take one decision everywhere: [E, A] in [-1, 1] (clipped to it) -> :class:`~worldmpc.types.EnvStep`.
 
-        Both ``terminated`` and ``truncated`` may be True, where an episode terminates at its time limit.
+        Both ``terminated`` and ``truncated`` may be True, where an episode terminates at its time limit. The same as
+        :meth:`step_async` and :meth:`step_wait` in one.
 
         Raises:
             EnvError: an environment raised an error, or it or the agent produced a number that is not finite. The
                 environments are closed then.
             ValueError: the action has another shape.
-            RuntimeError: before the first reset.
+            RuntimeError: before the first reset, after an interrupted step, or while a step is under way.
         """
+        self.step_async(action)
+        return self.step_wait()
+
+    def step_async(self, action: Tensor) -> None:
+        """Begin a step with actions [E, A], which may be written to afterwards; :meth:`step_wait` finishes it.
+
+        Worker processes (``env.workers=async``, or a gymnasium AsyncVectorEnv) step from now on, in parallel to whatever the caller
+        does. All other environments step within :meth:`step_wait`: a thread would take turns with the caller's Python code anyway,
+        and would run environments outside the thread they were made in. What a GPU was given to do in between still runs beside them.
+
+        Raises:
+            EnvError: a worker died, or the agent produced a number that is not finite. The environments are closed then.
+            ValueError: the action has another shape.
+            RuntimeError: before the first reset, after an interrupted step, or while a step is under way.
+        """
+        self._require_idle("the next one")
+        self._require_open()
         if self._obs is None:
             raise RuntimeError(f"{self.spec.name}: reset the environments before using them")
-        array = action.detach().to("cpu", torch.float32).numpy()
+        if self._torn:
+            raise RuntimeError(f"{self.spec.name}: the last step was interrupted half-way; reset the environments")
+        array = np.array(action.detach().to("cpu", torch.float32).numpy())
         if array.shape != (self.num_envs, self.spec.action_dim):
             raise ValueError(f"action: expected shape ({self.num_envs}, {self.spec.action_dim}), got {tuple(array.shape)}")
         if not _finite(array):
             self._reject(array, "the agent produced a non-finite action for environment {index}")
-        result, reward, terminated, truncated, info = self._call("step", lambda: self._env.step(self._to_env(array)))
-        self._check_failure(info)
+        self._torn = True
+        env = self._env
+        if isinstance(env, OwnEnvs | AsyncVectorEnv):
+            self._call("step", lambda: env.step_async(self._to_env(array)))
+        self._action = array
+
+    def step_wait(self) -> EnvStep:
+        """Finish the step under way and return what :meth:`step` does.
+
+        Raises:
+            EnvError: an environment raised an error or returned a number that is not finite. The environments are closed then.
+            RuntimeError: no step is under way.
+        """
+        if self._action is None:
+            raise RuntimeError(f"{self.spec.name}: no step is under way; step_async begins one")
+        action, self._action = self._action, None
+        env = self._env
+        if isinstance(env, OwnEnvs | AsyncVectorEnv):
+            result, reward, terminated, truncated, info = self._call("step", env.step_wait)
+        else:
+            result, reward, terminated, truncated, info = self._call("step", lambda: env.step(self._to_env(action)))
         next_obs = np.array(result, np.float32)
         reward = np.array(reward, np.float32)
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         if not _finite(reward):
             self._reject(reward, "environment {index} returned a non-finite reward")
-        if self._owned:
-            self._record(array)
-        next_obs, obs, valid, success = self._finish(next_obs, reward, terminated, truncated, info)
+        next_obs, obs, valid, success, begun = self._finish(next_obs, reward, terminated, truncated, info)
         for values in (next_obs,) if obs is next_obs else (next_obs, obs):
             if not _finite(values):
                 self._reject(values, "environment {index} returned a non-finite observation")
+        if self._own:
+            self._record(action)
+        self._count(begun)
         next_tensor = torch.from_numpy(next_obs)
         self._obs = next_tensor if obs is next_obs else torch.from_numpy(obs)
+        self._torn = False
         return EnvStep(
             next_obs=next_tensor,
             reward=torch.from_numpy(reward),
@@ -141,25 +189,27 @@ class VecEnv:
         """Return one frame per environment, [height, width, 3] uint8; needs ``make_envs(..., render=True)``.
 
         Raises:
-            EnvError: the environment cannot render here. The environments are not closed then.
+            EnvError: the environment cannot render here. The environments are not closed then, unless a worker process died.
+            RuntimeError: a step is under way.
         """
+        self._require_idle("render")
+        self._require_open()
         try:
             frames = self._env.render()
         except EnvError:
             raise
+        except (EOFError, ConnectionError) as error:
+            raise self._worker_died("render") from error
         except Exception as error:
             text = " ".join(str(error).split())
             raise EnvError(f"{self.spec.name}: render failed: {type(error).__name__}: {text}") from error
-        for frame in frames or ():
-            if isinstance(frame, str):
-                raise EnvError(frame)
-        if frames is None or any(frame is None for frame in frames):
+        if frames is None or any(frame is None or isinstance(frame, str) for frame in frames):
             hint = "this environment gives no frames; make it with render_mode='rgb_array'"
             raise EnvError(f"{self.spec.name}: {hint if self._may_render else 'no frames; make the environments with render=True'}")
         return tuple(np.asarray(frame) for frame in frames)
 
     def close(self) -> None:
-        """Free the environments and end their worker processes; a second call does nothing."""
+        """Free the environments and end their worker processes, also in the middle of a step; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -180,8 +230,12 @@ class VecEnv:
         """Return what :meth:`load_state_dict` needs to come back to this very decision.
 
         seed [], episode [E], steps [E] (all int64), actions [E, longest running episode, A] and obs [E, *O] (float32).
+
+        Raises:
+            RuntimeError: a step is under way.
         """
-        longest = int(self._steps.max()) if self._owned else 0
+        self._require_idle("state_dict")
+        longest = int(self._steps.max()) if self._own else 0
         obs = torch.zeros(self.num_envs, *self.spec.obs_shape) if self._obs is None else self._obs.clone()
         return {
             "seed": torch.tensor(self._seed, dtype=torch.int64),
@@ -201,7 +255,9 @@ class VecEnv:
         Raises:
             ValueError: the state was saved with other environments (number, observation or action dimensions).
             EnvError: an environment cannot even begin a fresh episode.
+            RuntimeError: a step is under way.
         """
+        self._require_idle("load_state_dict")
         expected = (self.num_envs, *self.spec.obs_shape), self.spec.action_dim
         found = tuple(state["obs"].shape), state["actions"].shape[-1]
         if expected != found:
@@ -209,25 +265,30 @@ class VecEnv:
         self._seed = int(state["seed"])
         self._episode = state["episode"].cpu().numpy().copy()
         self._pending[:] = False
+        self._torn = True
         if (self._episode < 0).all():
             self._obs = None
+            self._torn = False
             return True
-        reason = self._replay(state) if self._owned else "a vector environment made elsewhere cannot be played again"
+        reason = self._replay(state)
         if reason is None:
             self._obs = state["obs"].to("cpu", torch.float32).clone()
+            self._torn = False
             return True
         warnings.warn(f"{self.spec.name}: not resumed exactly, all episodes begin afresh ({reason})", stacklevel=2)
-        self._obs = torch.from_numpy(self._begin(np.ones(self.num_envs, bool)))
+        self._reset_all()
         return False
 
     def _replay(self, state: Mapping[str, Tensor]) -> str | None:
         """Play the running episodes again; return why that failed, or None."""
+        own = self._own
+        if own is None:
+            return "a vector environment made elsewhere cannot be played again"
         steps = state["steps"].cpu().numpy().copy()
         saved = state["actions"].cpu().numpy()
         seeds = [episode_seed(self._seed, env, int(episode)) for env, episode in enumerate(self._episode)]
         actions = [saved[env, :count] for env, count in enumerate(steps)]
-        call = cast(SyncVectorEnv | AsyncVectorEnv, self._env).call
-        reached = self._call("replay", lambda: call("replay", seeds, actions))
+        reached = self._call("replay", lambda: own.replay(seeds, actions))
         for index, (obs, expected) in enumerate(zip(reached, state["obs"].cpu().numpy(), strict=True)):
             if isinstance(obs, str):
                 return f"environment {index}: {obs}"
@@ -238,40 +299,55 @@ class VecEnv:
         self._steps = steps
         return None
 
+    def _reset_all(self) -> Tensor:
+        """Begin the next episode everywhere."""
+        everywhere = np.ones(self.num_envs, bool)
+        self._torn = True
+        obs = self._begin(everywhere)
+        self._count(everywhere)
+        self._pending[:] = False
+        self._obs = torch.from_numpy(obs)
+        self._torn = False
+        return self._obs
+
     def _begin(self, which: np.ndarray) -> np.ndarray:
         """Reset the environments of a mask [E] and return the vector's observations [E, *O], of which only those rows count."""
-        self._episode += which
-        self._steps[which] = 0
-        result, info = self._call("reset", lambda: self._env.reset(**self._reset_arguments(which)))
-        self._check_failure(info)
+        episode = (self._episode + 1).tolist()
+        env = self._env
+        if isinstance(env, OwnEnvs):
+            seeds = [episode_seed(self._seed, index, episode[index]) if which[index] else None for index in range(self.num_envs)]
+            result = self._call("reset", lambda: env.reset(seeds))
+        else:
+            # Foreign vector environments need not know lists of seeds; one number is the part of the interface that all have.
+            everywhere = bool(which.all())
+            seed, options = (episode_seed(self._seed, 0, episode[0]), None) if everywhere else (None, {"reset_mask": which})
+            result, _ = self._call("reset", lambda: env.reset(seed=seed, options=options))
         obs = np.array(result, np.float32)
         if not _finite(obs[which]):
             self._reject(obs, "environment {index} returned a non-finite first observation")
         return obs
 
-    def _reset_arguments(self, which: np.ndarray) -> dict[str, Any]:
-        everywhere = bool(which.all())
-        options = None if everywhere else {"reset_mask": which}
-        if self._owned:
-            seeds = [episode_seed(self._seed, env, int(self._episode[env])) if which[env] else None for env in range(self.num_envs)]
-            return {"seed": seeds, "options": options}
-        # Foreign vector environments need not know lists of seeds; one number is the part of the interface that all have.
-        return {"seed": episode_seed(self._seed, 0, int(self._episode[0])) if everywhere else None, "options": options}
+    def _count(self, begun: np.ndarray) -> None:
+        """Take note of the environments [E] that have begun their next episode."""
+        self._episode += begun
+        self._steps[begun] = 0
 
-    # Each way to finish a step takes what the vector environment returned and gives (next_obs, obs, valid, success).
+    # Each way to finish a step takes what the vector environment returned and gives (next_obs, obs, valid, success, begun); only
+    # ``_pending`` changes, so that the state stays that of the last step until all of this one is known to be good.
 
     def _finish_disabled(
         self, next_obs: np.ndarray, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, info: dict[str, Any]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         done = terminated | truncated
         obs = next_obs
+        success = self._success(info)
         if done.any():
             obs = np.where(_like(done, next_obs), self._begin(done), next_obs)
-        return next_obs, obs, np.ones(self.num_envs, bool), self._success(info)
+        return next_obs, obs, np.ones(self.num_envs, bool), success, done
 
     def _finish_same_step(
         self, obs: np.ndarray, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, info: dict[str, Any]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         done = terminated | truncated
         success = self._success(info)
         next_obs = obs
@@ -283,17 +359,16 @@ class VecEnv:
             for index in np.flatnonzero(done):
                 next_obs[index] = info["final_obs"][index]
             success = np.where(done, self._success(info.get("final_info", {})), success)
-            self._episode += done
-        return next_obs, obs, np.ones(self.num_envs, bool), success
+        return next_obs, obs, np.ones(self.num_envs, bool), success, done
 
     def _finish_next_step(
         self, next_obs: np.ndarray, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, info: dict[str, Any]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        valid = ~self._pending
-        self._episode += self._pending
-        reward[self._pending], terminated[self._pending], truncated[self._pending] = 0.0, False, False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        begun = self._pending
+        valid = ~begun
+        reward[begun], terminated[begun], truncated[begun] = 0.0, False, False
         self._pending = terminated | truncated
-        return next_obs, next_obs, valid, np.where(valid, self._success(info), np.float32(np.nan))
+        return next_obs, next_obs, valid, np.where(valid, self._success(info), np.float32(np.nan)), begun
 
     def _success(self, info: dict[str, Any]) -> np.ndarray:
         """Return [E] float32, NaN where an environment reports no success."""
@@ -305,7 +380,7 @@ class VecEnv:
         return success
 
     def _to_env(self, action: np.ndarray) -> np.ndarray:
-        if self._owned:
+        if self._own:
             return action
         unit = (np.clip(action, -1.0, 1.0) + 1.0) / 2.0
         return np.clip(self._low + (self._high - self._low) * unit, self._low, self._high).astype(self._low.dtype)
@@ -323,25 +398,30 @@ class VecEnv:
 
     def _call(self, verb: str, function: Callable[[], T]) -> T:
         """Call into the vector environment; whatever it raises becomes one EnvError, after closing."""
-        if self._closed:
-            raise EnvError(f"{self.spec.name}: the environments are closed")
+        self._require_open()
         try:
             return function()
         except EnvError:
             self.close()
             raise
         except (EOFError, ConnectionError) as error:
-            self.close()
-            raise EnvError(f"{self.spec.name}: a worker process died in {verb} (killed, or crashed in native code)") from error
+            raise self._worker_died(verb) from error
         except Exception as error:
             self.close()
             text = " ".join(str(error).split())
             raise EnvError(f"{self.spec.name}: the vector environment raised {type(error).__name__} in {verb}: {text}") from error
 
-    def _check_failure(self, info: dict[str, Any]) -> None:
-        if FAILURE_KEY in info:
-            self.close()
-            raise EnvError(next(message for message in info[FAILURE_KEY] if message))
+    def _worker_died(self, verb: str) -> EnvError:
+        self.close()
+        return EnvError(f"{self.spec.name}: a worker process died in {verb} (killed, or crashed in native code)")
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise EnvError(f"{self.spec.name}: the environments are closed")
+
+    def _require_idle(self, verb: str) -> None:
+        if self._action is not None and not self._closed:
+            raise RuntimeError(f"{self.spec.name}: a step is under way; finish it with step_wait before {verb}")
 
     def _reject(self, values: np.ndarray, message: str) -> None:
         self.close()

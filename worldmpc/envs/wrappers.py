@@ -22,9 +22,6 @@ Env: TypeAlias = gymnasium.Env[Any, Any]
 StepResult = tuple[Any, Any, bool, bool, dict[str, Any]]
 
 SUCCESS_KEYS = ("success", "is_success")
-FAILURE_KEY = "worldmpc_failure"
-"""Where a guard in a worker process reports an error, so that the worker lives on and can be closed in order."""
-
 
 UNBOUNDED = 1e10
 """Action bounds from here on are none: simulators write such numbers where an actuator has no limit."""
@@ -113,15 +110,12 @@ class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     ``env_spec`` is the :class:`~worldmpc.types.EnvSpec`. The first ``reset`` without a seed uses the one given here.
     """
 
-    def __init__(self, env: Env, spec: EnvSpec, *, seed: int | None = None, index: int = 0, in_worker: bool = False) -> None:
-        """Wrap an adapted environment; ``in_worker`` reports errors through ``info`` instead of raising them."""
+    def __init__(self, env: Env, spec: EnvSpec, *, seed: int | None = None, index: int = 0) -> None:
+        """Wrap an adapted environment; ``index`` is the number it bears in errors."""
         super().__init__(env)
         self.env_spec = spec
         self.index = index
         self._first_seed = seed
-        self._in_worker = in_worker
-        self.failure: str | None = None
-        """Always None; see :class:`FailedEnv`."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode and return its first observation [O].
@@ -133,7 +127,7 @@ class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         try:
             obs, _ = self.env.reset(seed=seed, options=options)
         except Exception as error:
-            return self._blank_obs(), self._fail("reset", error)
+            raise self._failure("reset", error) from error
         return obs, {}
 
     def step(self, action: Any) -> StepResult:
@@ -147,10 +141,10 @@ class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             success = next((float(info[key]) for key in SUCCESS_KEYS if key in info), None)
             return obs, float(reward), bool(terminated), bool(truncated), {} if success is None else {"success": success}
         except Exception as error:
-            return self._blank_obs(), 0.0, False, False, self._fail("step", error)
+            raise self._failure("step", error) from error
 
     def render(self) -> Any:
-        """Return one frame [height, width, 3] uint8, or in a worker the error as text.
+        """Return one frame [height, width, 3] uint8.
 
         Raises:
             EnvError: the environment cannot render here.
@@ -158,51 +152,29 @@ class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         try:
             return self.env.render()
         except Exception as error:
-            if self._in_worker:
-                return self._message("render", error)
-            raise EnvError(self._message("render", error)) from error
+            raise self._failure("render", error) from error
 
-    def replay(self, seeds: list[int], actions: list[np.ndarray]) -> np.ndarray | str:
-        """Reset with this environment's seed, take its actions again, and return the observation reached.
+    def replay(self, seed: int, actions: np.ndarray) -> np.ndarray | str:
+        """Reset, take actions [steps, A] float32 again, and return the observation reached, [O].
 
-        Both lists have one entry per environment of the vector ([steps, A] float32 each); this one picks its own by ``index``.
         Returns the reason as text where the episode could not be played again.
         """
         try:
-            obs, _ = self.env.reset(seed=seeds[self.index])
-            for number, action in enumerate(actions[self.index]):
+            obs, _ = self.env.reset(seed=seed)
+            for number, action in enumerate(actions):
                 obs, _, terminated, truncated, _ = self.env.step(action)
                 if terminated or truncated:
-                    return f"the episode ended at decision {number + 1} of {len(actions[self.index])}"
+                    return f"the episode ended at decision {number + 1} of {len(actions)}"
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         return obs
 
-    def _fail(self, verb: str, error: Exception) -> dict[str, Any]:
-        message = self._message(verb, error)
-        if not self._in_worker:
-            raise EnvError(message) from error
-        return {FAILURE_KEY: message}
-
-    def _message(self, verb: str, error: Exception) -> str:
+    def _failure(self, verb: str, error: Exception) -> EnvError:
         text = " ".join(str(error).split())
-        return f"{self.env_spec.name}: environment {self.index} raised {type(error).__name__} in {verb}: {text}"
-
-    def _blank_obs(self) -> np.ndarray:
-        return np.zeros(self.env_spec.obs_shape, np.float32)
+        return EnvError(f"{self.env_spec.name}: environment {self.index} raised {type(error).__name__} in {verb}: {text}")
 
 
-class FailedEnv(gymnasium.Env[Any, Any]):
-    """Stands in a worker process for an environment that could not be made there, so that ``failure`` can be asked for."""
-
-    def __init__(self, failure: str, observation: gymnasium.Space[Any], action: gymnasium.Space[Any]) -> None:
-        """Remember the message, and have the spaces that the vector environment expects."""
-        self.failure = failure
-        self.observation_space = observation
-        self.action_space = action
-
-
-def adapt(made: SuiteEnv, config: EnvConfig, *, seed: int | None = None, index: int = 0, in_worker: bool = False) -> GuardedEnv:
+def adapt(made: SuiteEnv, config: EnvConfig, *, seed: int | None = None, index: int = 0) -> GuardedEnv:
     """Bring a suite's environment into the common form.
 
     The time limit is the shorter of the environment's own and ``config.episode_length`` (decisions); a suite that can lift its
@@ -228,7 +200,7 @@ def adapt(made: SuiteEnv, config: EnvConfig, *, seed: int | None = None, index: 
         env = ActionRepeat(env, repeat)
     if config.episode_length is not None:
         env = TimeLimit(env, config.episode_length)
-    return GuardedEnv(FloatObservation(env), spec, seed=seed, index=index, in_worker=in_worker)
+    return GuardedEnv(FloatObservation(env), spec, seed=seed, index=index)
 
 
 def check_spaces(observation: gymnasium.Space[Any], action: gymnasium.Space[Any], name: str) -> tuple[tuple[int, ...], int]:

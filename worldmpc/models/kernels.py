@@ -1,172 +1,338 @@
-"""The arithmetic of one layer, as fast as PyTorch can do it on the device at hand.
+"""The arithmetic of whole networks, as fast as the device at hand allows.
 
-On a GPU, for other types than float32, under autocast and ``torch.func``, for second derivatives, and where PyTorch has no
-oneDNN, these are plain compositions of PyTorch's functions. On an x86 CPU two things are worth autograd functions of their
-own. oneDNN multiplies float32 matrices up to twice as fast as the BLAS that PyTorch calls (MKL leaves half the vector width
-of AMD processors unused), but PyTorch offers its products without gradients only. And Mish can do without the tanh that
-makes PyTorch's slow.
+``mlp`` evaluates Linear, LayerNorm, Mish stacks: with the library of :mod:`worldmpc.models.native` where it can (float32 on an x86
+CPU, enough rows), else as a composition of PyTorch's functions: on GPUs, in compiled code, under ``torch.func``'s
+derivatives, for second derivatives, and where there is no library. Both compute the same to rounding.
 """
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ONEDNN = (
-    platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
-"""Whether PyTorch offers oneDNN's products on this kind of processor (measured on an AMD one with AVX-512)."""
-ONEDNN_FROM = 1 << 20
-"""Multiplications from which a oneDNN product is faster than a BLAS one, which starts sooner."""
+from worldmpc.models import native
+from worldmpc.models.native import CNet, Facts, constant_parameters
+
+__all__ = ["NATIVE_FROM", "NORM_EPS", "Layer", "constant_parameters", "mlp", "simnorm"]
+
 NORM_EPS = 1e-5
-"""What LayerNorm adds to the variance."""
+"""What LayerNorm adds to the variance; ``mlp.c`` has it as well."""
+NATIVE_FROM = 8
+"""Rows from which the library is faster than PyTorch, as it packs the weights first."""
+
+Layer = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""Weight [out, in], bias [out], and weight and bias of the LayerNorm [out], or None where neither it nor Mish follow; with a
+leading dimension ``Q`` for networks of equal shape on the same input."""
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """X W^T + b: [..., in], [out, in], [out] -> [..., out]."""
-    if not _fast_on_cpu(x, weight, bias):
-        return F.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _rows(x, product(_flat(x), weight, bias))
+def simnorm(x: Tensor, width: int, strided: bool) -> Tensor:
+    """Softmax within groups of ``width`` entries, neighbours or strided: [..., Z] -> [..., Z]."""
+    if strided:
+        return x.unflatten(-1, (width, -1)).softmax(-2).flatten(-2)
+    return x.unflatten(-1, (-1, width)).softmax(-1).flatten(-2)
 
 
-def normed_mish(x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Linear, dropout, LayerNorm, Mish: [..., in], [out, in], [out], [out], [out], [..., out] -> [..., out]."""
-    if not _fast_on_cpu(x, weight, bias, ln_weight, ln_bias, *(() if keep is None else (keep,))):
-        return _plain_normed_mish(x, weight, bias, ln_weight, ln_bias, keep)
-    if torch.is_grad_enabled():
-        return _NormedMish.apply(x, weight, bias, ln_weight, ln_bias, keep)
-    return _rows(x, _mish(_normed(_flat(x), weight, bias, ln_weight, ln_bias, keep)[1])[0])
+def mlp(
+    parts: Sequence[Tensor],
+    layers: Sequence[Layer],
+    *,
+    heads: Tensor | None = None,
+    keep: Tensor | None = None,
+    groups: int = 0,
+    strided: bool = False,
+) -> Tensor:
+    """Evaluate a network, or ``Q`` networks of equal shape on the same input.
 
+    Args:
+        parts: the columns of the input in one or two tensors [..., in_i], float32.
+        layers: parameters, with or without ``Q``.
+        heads: [Q'] int64, which of the ``Q``; None for all.
+        keep: dropout factors [Q', ..., hidden] before the LayerNorm of the first layer, or None.
+        groups: width of the groups of the SimNorm that takes the place of the last layer's Mish; 0: the last layer is linear.
+        strided: layout of these groups.
 
-def _plain_normed_mish(x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor, keep: Tensor | None) -> Tensor:
-    hidden = F.linear(x, weight, bias)
-    return F.mish(F.layer_norm(hidden if keep is None else hidden * keep, ln_weight.shape, ln_weight, ln_bias, NORM_EPS))
-
-
-def _fast_on_cpu(x: Tensor, weight: Tensor, *others: Tensor) -> bool:
-    """Whether the functions of this file can do it; what they cannot, PyTorch can, or refuses with its own words."""
-    if not ONEDNN or not x.is_cpu or x.shape[-1] != weight.shape[-1] or torch.is_autocast_enabled("cpu"):
-        return False
-    tensors = (x, weight, *others)
-    if any(tensor.dtype is not torch.float32 for tensor in tensors):
-        return False
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
-    return torch.compiler.is_compiling() or not any(wrapped(tensor) for tensor in tensors)
-
-
-def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Faster one of two products: [M, K], [N, K], [N] -> [M, N] float32 on the CPU, without gradient."""
-    if not ONEDNN or left.shape[0] * left.shape[1] * right.shape[0] < ONEDNN_FROM:
-        return F.linear(left, right, bias)
-    return onednn_product(left, right, bias)
-
-
-def onednn_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[M, K], [N, K], [N] -> [M, N] float32 on the CPU by oneDNN, without gradient."""
-    if torch.compiler.is_compiling():
-        return _opaque_product(left, right, bias)
-    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
-
-
-@torch.library.custom_op("worldmpc::onednn_product", mutates_args=())
-def _opaque_product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """The same for compiled code: the compiler takes PyTorch's operator for constant weights only, and leaves this one alone."""
-    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
-
-
-@_opaque_product.register_fake
-def _(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    return left.new_empty(left.shape[0], right.shape[0])
-
-
-def _flat(x: Tensor) -> Tensor:
-    """[..., in] -> [M, in] contiguous."""
-    return x.reshape(-1, x.shape[-1]).contiguous()
-
-
-def _rows(x: Tensor, y: Tensor) -> Tensor:
-    """[M, out] -> [..., out] with the leading dimensions of x; no view, so that results may be changed in place."""
-    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1]))
-
-
-def _normed(
-    x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor, keep: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return linear (after dropout) [M, out], its LayerNorm [M, out], and mean and reciprocal deviation [M, 1]."""
-    hidden = product(x, weight, bias)
+    Returns:
+        [..., out] or [Q', ..., out] float32.
+    """
+    weight = layers[0][0]
+    if _library_for(parts, weight) is None:
+        return _plain(parts, layers, heads, keep, groups, strided)
+    members = _all_members(1 if weight.dim() == 2 else len(weight)) if heads is None else heads
+    lead = parts[0].shape[:-1]
+    bf16 = torch.is_autocast_enabled("cpu")
+    facts = Facts(len(members), groups, strided, bf16)
+    x1 = parts[0]
+    shared = len(parts) == 2 and x1.dim() > 2 and x1.stride(-2) == 0 and not torch.is_grad_enabled()
+    x1 = (x1[..., 0, :] if shared else x1).reshape(1, -1, x1.shape[-1]).contiguous()
+    x2 = parts[1].reshape(1, -1, parts[1].shape[-1]).contiguous() if len(parts) == 2 else None
     if keep is not None:
-        hidden.mul_(keep.reshape(hidden.shape))
-    return hidden, *torch.native_layer_norm(hidden, ln_weight.shape, ln_weight, ln_bias, NORM_EPS)
+        keep = keep.reshape(1, len(members), -1, keep.shape[-1]).contiguous()
+    params = [None if part is None else part.contiguous() for layer in layers for part in layer]
+    if torch.is_grad_enabled():
+        out: Tensor = _MLP.apply(x1, x2, keep, members, facts, *params)  # type: ignore[assignment]
+    else:
+        out = _forward(x1, x2, keep, members, facts, False, params)[0]
+    return out.view(*(() if weight.dim() == 2 else (len(members),)), *lead, out.shape[-1])
 
 
-def _mish(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mish(x), q = sigmoid(-x) and p = 1 + q^2, all [...]; mish(x) = 2 x / p - x, five times faster than with tanh."""
-    negative = x.neg()
-    q = torch.sigmoid(negative)
-    p = torch.addcmul(x.new_ones(()), q, q)
-    return negative.addcdiv_(negative, p, value=-2), q, p
+@lru_cache
+def _all_members(number: int) -> Tensor:
+    return torch.arange(number)
 
 
-def _mish_slope(x: Tensor, q: Tensor, p: Tensor) -> Tensor:
-    """d mish / dx = 2 / p - 1 + 4 x (1 - q) (q / p)^2, from dq/dx = -q (1 - q); overwrites q and p."""
-    second = torch.addcmul(x, x, q, value=-1).mul_(q.div_(p)).mul_(q)
-    return p.reciprocal_().mul_(2).sub_(1).add_(second, alpha=4)
+def _library_for(parts: Sequence[Tensor], weight: Tensor) -> native.Library | None:
+    """Return the library, where it can do it; what it cannot, PyTorch can, or refuses with its own words."""
+    x = parts[0]
+    if torch.compiler.is_compiling() or not x.is_cpu or x.dtype is not torch.float32 or weight.dtype is not torch.float32:
+        return None
+    if x.numel() < NATIVE_FROM * x.shape[-1] or sum(part.shape[-1] for part in parts) != weight.shape[-1]:
+        return None
+    library = native.library()
+    if isinstance(library, str):
+        return None
+    if torch.is_autocast_enabled("cpu") and (torch.is_grad_enabled() or not library.bf16):
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    return library
 
 
-def _linear_gradients(ctx: Any, x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, weight and bias, the first three inputs of ``ctx``: x [..., in], [out, in], grad [M, out]."""
-    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    return (
-        _rows(x, product(grad, weight.t())) if need_x else None,
-        product(grad.t(), _flat(x).t()) if need_weight else None,
-        grad.sum(0) if need_bias else None,
-    )
+def _plain(
+    parts: Sequence[Tensor], layers: Sequence[Layer], heads: Tensor | None, keep: Tensor | None, groups: int, strided: bool
+) -> Tensor:
+    """Do the same with PyTorch's functions, one member after the other: on a CPU this beats the batched product by a third."""
+    x = parts[0] if len(parts) == 1 else torch.cat([part.expand(*parts[-1].shape[:-1], -1) for part in parts], -1)
+    if layers[0][0].dim() == 2:
+        return _plain_member(x, layers, keep, groups, strided)
+    chosen = [[None if part is None else (part if heads is None else part.index_select(0, heads)).unbind() for part in layer] for layer in layers]
+    outputs = []
+    for member in range(len(layers[0][0]) if heads is None else len(heads)):
+        own: Any = [[None if part is None else part[member] for part in layer] for layer in chosen]
+        outputs.append(_plain_member(x, own, None if keep is None else keep[member], groups, strided))
+    return torch.stack(outputs)
+
+
+def _plain_member(x: Tensor, layers: Sequence[Layer], keep: Tensor | None, groups: int, strided: bool) -> Tensor:
+    for index, (weight, bias, ln_weight, ln_bias) in enumerate(layers):
+        x = F.linear(x, weight, bias)
+        if index == 0 and keep is not None:
+            x = x * keep
+        if ln_weight is not None and ln_bias is not None:
+            x = F.layer_norm(x, ln_weight.shape, ln_weight, ln_bias, NORM_EPS)
+            x = simnorm(x, groups, strided) if groups and index == len(layers) - 1 else F.mish(x)
+    return x.float()
+
+
+def _prepare(
+    x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor, facts: Facts, params: Sequence[Tensor | None]
+) -> tuple[native.Library, CNet, tuple[object, ...]]:
+    """Return the library and a call of it with everything but results filled in; the last tuple must outlive the call."""
+    library = native.library()
+    assert not isinstance(library, str)
+    packed = native.packed(params, facts, library.panel)
+    net = CNet.from_buffer_copy(packed.net)
+    net.seeds, net.heads, net.rows = x1.shape[0], facts.heads, x1.shape[1] if x2 is None else x2.shape[1]
+    net.repeat, net.d1, net.threads = net.rows // x1.shape[1], x1.shape[2], torch.get_num_threads()
+    net.x1, net.members = x1.data_ptr(), members.data_ptr()
+    if x2 is not None:
+        net.x2, net.d2 = x2.data_ptr(), x2.shape[2]
+    if keep is not None:
+        net.keep = keep.data_ptr()
+    return library, net, (packed, members)
+
+
+def _call(function: Any, net: CNet) -> None:
+    if function(net):
+        raise MemoryError("no memory left for evaluating a network")
+
+
+def _forward(
+    x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor, facts: Facts, save: bool, params: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
+    """Return the result [S, Q, M, out], and what the backward pass needs, flat."""
+    library, net, alive = _prepare(x1, x2, keep, members, facts, params)
+    out = x1.new_empty(net.seeds, facts.heads, net.rows, net.layer[net.layers - 1].out)
+    net.out = out.data_ptr()
+    saved = None
+    if save:
+        rows = net.seeds * facts.heads * net.rows
+        saved = x1.new_empty(rows * _saved_width(net))
+        _place_saved(net, saved, rows)
+    _call(library.forward, net)
+    del alive
+    return out, saved
+
+
+def _saved_width(net: CNet) -> int:
+    """Floats per row that :func:`_place_saved` points at."""
+    layers = [layer.out for layer in net.layer[: net.layers] if layer.ln_weight]
+    return sum(2 * out + 1 for out in layers) - (net.layer[net.layers - 1].out if net.simnorm else 0)
+
+
+def _place_saved(net: CNet, saved: Tensor, rows: int, first: int = 0) -> None:
+    """Point a call at its rows, from ``first`` on, of the normalised values, reciprocal deviations and outputs of its layers.
+
+    The output of the last layer is the result, which is not saved twice.
+    """
+    at = saved.data_ptr()
+    for index in range(net.layers):
+        layer = net.layer[index]
+        if layer.ln_weight:
+            layer.xhat, layer.rstd = at + 4 * first * layer.out, at + 4 * (rows * layer.out + first)
+            at += 4 * rows * (layer.out + 1)
+            if index < net.layers - 1:
+                layer.y = at + 4 * first * layer.out
+                at += 4 * rows * layer.out
+
+
+class _Gradients:
+    """Room for the gradients of a network's parameters and for what lies between its two backward passes."""
+
+    def __init__(self, library: native.Library, net: CNet, rows: int, params: Sequence[Tensor | None], needed: Sequence[bool], whole: bool) -> None:
+        self.grads: list[Tensor | None] = []
+        for index, (param, need) in enumerate(zip(params, needed, strict=True)):
+            # Weights of members that are not evaluated stay 0; biases and norms are summed into.
+            fresh = torch.empty_like if index % 4 == 0 and whole else torch.zeros_like
+            self.grads.append(fresh(param) if need and param is not None else None)
+        self.weights = any(gradient is not None for gradient in self.grads[::4])
+        widths = [-(-layer.out // library.tile) * library.tile for layer in net.layer[: net.layers]]
+        pairs = net.seeds * net.heads
+        self.behind = torch.empty(pairs * rows * sum(widths)) if self.weights else None
+        self.places = [pairs * rows * sum(widths[:index]) for index in range(net.layers)]
+        self.rows, self.tile = rows, library.tile
+
+    def place(self, net: CNet, first: int = 0) -> None:
+        """Point a call at this room, its rows of the second kind beginning at ``first``."""
+        net.dh_rows = self.rows
+        for index in range(net.layers):
+            layer = net.layer[index]
+            if self.behind is not None:
+                layer.dh = self.behind.data_ptr() + 4 * (self.places[index] + first * self.tile)
+            for name, gradient in zip(("dweight", "dbias", "dln_weight", "dln_bias"), self.grads[4 * index : 4 * index + 4], strict=True):
+                setattr(layer, name, 0 if gradient is None else gradient.data_ptr())
+
+
+def _is_whole(members: Tensor, params: Sequence[Tensor | None]) -> bool:
+    weight = params[0]
+    assert weight is not None
+    return members.numel() * weight.shape[-1] * weight.shape[-2] == weight.numel()
+
+
+class _MLP(torch.autograd.Function):
+    """The library's networks with their gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor, facts: Facts, *params: Tensor | None
+    ) -> Tensor:
+        out, saved = _forward(x1, x2, keep, members, facts, any(ctx.needs_input_grad), params)
+        ctx.save_for_backward(x1, x2, keep, members, out if facts.simnorm else None, saved, *params)
+        ctx.facts = facts
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x1, x2, keep, members, out, saved, *params = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _gradients_of_plain(ctx, x1, x2, keep, members, params, grad)
+        library, net, alive = _prepare(x1, x2, keep, members, ctx.facts, params)
+        _place_saved(net, saved, net.seeds * net.heads * net.rows)
+        if out is not None:
+            net.layer[net.layers - 1].y = out.data_ptr()
+        gradients = _Gradients(library, net, net.rows, params, ctx.needs_input_grad[5:], _is_whole(members, params))
+        gradients.place(net)
+        grad = grad.contiguous()
+        dx1, dx2 = (torch.empty_like(x) if need else None for x, need in zip((x1, x2), ctx.needs_input_grad, strict=False))
+        net.grad = grad.data_ptr()
+        net.dx1, net.dx2 = (0 if dx is None else dx.data_ptr() for dx in (dx1, dx2))
+        _call(library.backward_rows, net)
+        if gradients.weights:
+            _call(library.backward_weights, net)
+        del alive
+        return dx1, dx2, None, None, None, *gradients.grads
+
+
+class _Rollout(torch.autograd.Function):
+    """A network applied to its own result, with a new second input at every step; the weights' gradients are one product."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, actions: Tensor, facts: Facts, *params: Tensor | None) -> Tensor:
+        """[S, M, Z], [T, S, M, A] -> [T+1, S, M, Z]."""
+        members = _all_members(len(z))
+        steps, rows = len(actions), z.shape[0] * z.shape[1]
+        zs = z.new_empty(steps + 1, *z.shape)
+        zs[0] = z
+        library, net, alive = _prepare(zs[0], actions[0], None, members, facts, params)
+        saved = z.new_empty(steps * rows * _saved_width(net))
+        for step in range(steps):
+            net.x1, net.x2, net.out = zs[step].data_ptr(), actions[step].data_ptr(), zs[step + 1].data_ptr()
+            _place_saved(net, saved, steps * rows, step * rows)
+            _call(library.forward, net)
+        del alive
+        ctx.save_for_backward(zs, actions, members, saved, *params)
+        ctx.facts = facts
+        return zs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        zs, actions, members, saved, *params = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            raise NotImplementedError("second derivatives of an imagined rollout: use kernels.NATIVE_FROM = 1 << 60 for PyTorch's functions")
+        steps, seeds, batch = len(actions), zs.shape[1], zs.shape[2]
+        library, net, alive = _prepare(zs[0], actions[0], None, members, ctx.facts, params)
+        # Rows of all steps in one product where they lie side by side, as for one seed.
+        together = seeds == 1
+        gradients = _Gradients(library, net, steps * batch if together else batch, params, ctx.needs_input_grad[3:], True)
+        grad, dz = grad.clone(memory_format=torch.contiguous_format), torch.empty_like(zs[0])
+        for step in reversed(range(steps)):
+            net.x1, net.x2, net.grad, net.dx1 = (x.data_ptr() for x in (zs[step], actions[step], grad[step + 1], dz))
+            _place_saved(net, saved, steps * seeds * batch, step * seeds * batch)
+            net.layer[net.layers - 1].y = zs[step + 1].data_ptr()
+            gradients.place(net, step * batch if together else 0)
+            _call(library.backward_rows, net)
+            grad[step] += dz
+            if gradients.weights and not together:
+                net.accumulate = step < steps - 1
+                _call(library.backward_weights, net)
+        if gradients.weights and together:
+            net.rows = steps * batch
+            gradients.place(net)
+            _call(library.backward_weights, net)
+        del alive
+        return grad[0], None, None, *gradients.grads
+
+
+def rollout(z: Tensor, actions: Tensor, layers: Sequence[Layer], groups: int, strided: bool) -> Tensor:
+    """Apply a network that ends in SimNorm to its own result: z [..., Z], actions [T, ..., A] without gradient -> [T+1, ..., Z]."""
+    if _library_for((z, actions[0]), layers[0][0]) is None or actions.requires_grad:
+        zs = [z]
+        for action in actions:
+            zs.append(_plain((zs[-1], action), layers, None, None, groups, strided))
+        return torch.stack(zs)
+    params = [None if part is None else part.contiguous() for layer in layers for part in layer]
+    rows = z.reshape(1, -1, z.shape[-1]).contiguous()
+    steps = actions.reshape(len(actions), 1, -1, actions.shape[-1]).contiguous()
+    facts = Facts(1, groups, strided, torch.is_autocast_enabled("cpu"))
+    zs: Tensor = _Rollout.apply(rows, steps, facts, *params)  # type: ignore[assignment]
+    return zs.view(len(actions) + 1, *z.shape)
 
 
 def _gradients_of_plain(
-    ctx: Any, function: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad: Tensor
+    ctx: Any, x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor, params: Sequence[Tensor | None], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Gradients that can be differentiated again, by PyTorch's own functions."""
+    """Gradients that can be differentiated again, by PyTorch's own functions; for one seed."""
+    facts: Facts = ctx.facts
+    parts = [part[0] for part in (x1, x2) if part is not None]
+    layers: Any = [params[index : index + 4] for index in range(0, len(params), 4)]
+    single = layers[0][0].dim() == 2
+    mask = keep if keep is None else keep[0, 0] if single else keep[0]
+    out = _plain(parts, layers, None if single else members, mask, facts.simnorm, facts.strided)
+    inputs = (x1, x2, None, None, None, *params)
     wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed and x is not None]
-    found = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True))
+    found = iter(torch.autograd.grad(out, wanted, grad[0, 0] if single else grad[0], create_graph=True))
     return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        return _rows(x, product(_flat(x), weight, bias))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _gradients_of_plain(ctx, F.linear, (x, weight, bias), grad)
-        return _linear_gradients(ctx, x, weight, _flat(grad))
-
-
-class _NormedMish(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor, keep: Tensor | None) -> Tensor:
-        hidden, normed, mean, rstd = _normed(_flat(x), weight, bias, ln_weight, ln_bias, keep)
-        y, q, p = _mish(normed)
-        ctx.save_for_backward(x, weight, bias, ln_weight, ln_bias, keep, hidden, mean, rstd, _mish_slope(normed, q, p))
-        return _rows(x, y)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, ln_weight, ln_bias, keep, hidden, mean, rstd, slope = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _gradients_of_plain(ctx, _plain_normed_mish, (x, weight, bias, ln_weight, ln_bias, keep), grad)
-        grad, grad_ln_weight, grad_ln_bias = torch.ops.aten.native_layer_norm_backward(
-            _flat(grad) * slope, hidden, ln_weight.shape, mean, rstd, ln_weight, ln_bias, [True, *ctx.needs_input_grad[3:5]]
-        )
-        if keep is not None:
-            grad.mul_(keep.reshape(hidden.shape))
-        return *_linear_gradients(ctx, x, weight, grad), grad_ln_weight, grad_ln_bias, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -25,40 +24,39 @@ class SimNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., Z] -> [..., Z]."""
-        if self.layout == "strided":
-            return x.unflatten(-1, (self.dim, -1)).softmax(-2).flatten(-2)
-        return x.unflatten(-1, (-1, self.dim)).softmax(-1).flatten(-2)
+        return kernels.simnorm(x, self.dim, self.layout == "strided")
 
 
-class Linear(nn.Linear):
-    """Linear layer with the product of :mod:`worldmpc.models.kernels`."""
+class NormedLinear(nn.Linear):
+    """Parameters of a Linear with a LayerNorm behind it; :class:`MLP` evaluates whole stacks of them."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        return kernels.linear(x, self.weight, self.bias)
-
-
-class NormedLinear(Linear):
-    """Linear, LayerNorm, activation; None for Mish."""
-
-    def __init__(self, in_features: int, out_features: int, activation: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
         self.ln = nn.LayerNorm(out_features, eps=kernels.NORM_EPS)
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        if self.activation is None:
-            return kernels.normed_mish(x, self.weight, self.bias, self.ln.weight, self.ln.bias)
-        return self.activation(self.ln(super().forward(x)))
 
 
-def mlp(in_dim: int, hidden: list[int], out_dim: int, activation: Callable[[Tensor], Tensor] | None = None) -> nn.Sequential:
-    """Stack NormedLinear layers; the last one is plain, or a NormedLinear with ``activation`` where that is given."""
-    dims = [in_dim, *hidden]
-    layers: list[nn.Module] = [NormedLinear(before, after) for before, after in zip(dims, dims[1:], strict=False)]
-    layers.append(Linear(dims[-1], out_dim) if activation is None else NormedLinear(dims[-1], out_dim, activation))
-    return nn.Sequential(*layers)
+class MLP(nn.Sequential):
+    """Linear, LayerNorm, Mish layers, and a last one that is linear, or Linear, LayerNorm, SimNorm."""
+
+    def __init__(self, in_dim: int, hidden: list[int], out_dim: int, simnorm: SimNorm | None = None) -> None:
+        dims = [in_dim, *hidden]
+        layers: list[nn.Module] = [NormedLinear(before, after) for before, after in zip(dims, dims[1:], strict=False)]
+        layers.append(nn.Linear(dims[-1], out_dim) if simnorm is None else NormedLinear(dims[-1], out_dim))
+        super().__init__(*layers)
+        self.groups, self.strided = (0, False) if simnorm is None else (simnorm.dim, simnorm.layout == "strided")
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """[..., in_1], [..., in_2] (the columns of the input) -> [..., out]."""
+        return kernels.mlp(parts, [_parameters(layer) for layer in self], groups=self.groups, strided=self.strided)
+
+    def rollout(self, z: Tensor, actions: Tensor) -> Tensor:
+        """Apply itself to its own result: [..., Z], [T, ..., A] (without gradient) -> [T+1, ..., Z]."""
+        return kernels.rollout(z, actions, [_parameters(layer) for layer in self], self.groups, self.strided)
+
+
+def _parameters(layer: nn.Module) -> kernels.Layer:
+    assert isinstance(layer, nn.Linear)
+    return (layer.weight, layer.bias, layer.ln.weight, layer.ln.bias) if isinstance(layer, NormedLinear) else (layer.weight, layer.bias, None, None)
 
 
 class StackedLinear(nn.Module):
@@ -92,11 +90,11 @@ class EnsembleMLP(nn.Module):
             for after_index, (before, after) in enumerate(zip(dims, dims[1:], strict=False), start=1)
         )
 
-    def forward(self, x: Tensor, heads: Tensor | None = None, keep: Tensor | None = None, frozen: bool = False) -> Tensor:
+    def forward(self, *parts: Tensor, heads: Tensor | None = None, keep: Tensor | None = None, frozen: bool = False) -> Tensor:
         """Evaluate all members, or only those of the given indices.
 
         Args:
-            x: [..., in].
+            parts: [..., in_1], [..., in_2], the columns of the input.
             heads: [Q'] int64, or None for all members.
             keep: dropout factors [Q', ..., hidden] for the first layer, or None for no dropout.
             frozen: take the parameters as constants: gradients reach the input alone.
@@ -104,32 +102,15 @@ class EnsembleMLP(nn.Module):
         Returns:
             [Q', ..., out].
         """
-        # One matrix product per member: on a CPU this beats the batched product by a third, and nothing unused is computed.
-        layers = [[part if part is None else _members(part, heads, frozen) for part in _parts(layer)] for layer in self.layers]
-        outputs = []
-        for member in range(self.members if heads is None else len(heads)):
-            hidden = x
-            for index, layer in enumerate(layers):
-                weight, bias, ln_weight, ln_bias = (part if part is None else part[member] for part in layer)
-                assert weight is not None and bias is not None
-                if ln_weight is None or ln_bias is None:
-                    hidden = kernels.linear(hidden, weight, bias)
-                else:
-                    dropout = keep[member] if index == 0 and keep is not None else None
-                    hidden = kernels.normed_mish(hidden, weight, bias, ln_weight, ln_bias, dropout)
-            outputs.append(hidden)
-        return torch.stack(outputs)
+        layers = [_stacked_parameters(layer, frozen) for layer in self.layers]
+        return kernels.mlp(parts, layers, heads=heads, keep=keep)
 
 
-def _parts(layer: nn.Module) -> list[Tensor | None]:
+def _stacked_parameters(layer: nn.Module, frozen: bool) -> kernels.Layer:
     assert isinstance(layer, StackedLinear)
     norm = layer.ln
-    return [layer.weight, layer.bias, norm.weight if norm else None, norm.bias if norm else None]
-
-
-def _members(stacked: Tensor, heads: Tensor | None, frozen: bool) -> tuple[Tensor, ...]:
-    stacked = stacked.detach() if frozen else stacked
-    return (stacked if heads is None else stacked.index_select(0, heads)).unbind(0)
+    parts = (layer.weight, layer.bias, norm.weight if norm else None, norm.bias if norm else None)
+    return tuple(part.detach() if frozen and part is not None else part for part in parts)  # type: ignore[return-value]
 
 
 def init_weights(module: nn.Module, generator: torch.Generator) -> None:

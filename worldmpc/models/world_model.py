@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from worldmpc.config import ConfigError, ModelConfig, resolve_model
 from worldmpc.models import heads
-from worldmpc.models.nets import EnsembleMLP, SimNorm, init_weights, mlp
+from worldmpc.models.nets import MLP, EnsembleMLP, SimNorm, init_weights
 from worldmpc.noise import derive_seed
 from worldmpc.types import ModelStep, PolicySample
 
@@ -38,12 +38,12 @@ class WorldModel(nn.Module):
         latent, hidden, joint = config.latent_dim, [config.mlp_dim] * 2, config.latent_dim + action_dim
         simnorm = SimNorm(config.simnorm_dim, config.simnorm_layout)
         self.two_hot = heads.TwoHot(config.num_bins, config.vmin, config.vmax)
-        self.encoder = mlp(obs_dim, [config.enc_dim] * max(config.num_enc_layers - 1, 1), latent, simnorm)
-        self.dynamics = mlp(joint, hidden, latent, simnorm)
-        self.reward = mlp(joint, hidden, config.num_bins)
-        self.pi = mlp(latent, hidden, 2 * action_dim)
+        self.encoder = MLP(obs_dim, [config.enc_dim] * max(config.num_enc_layers - 1, 1), latent, simnorm)
+        self.dynamics = MLP(joint, hidden, latent, simnorm)
+        self.reward = MLP(joint, hidden, config.num_bins)
+        self.pi = MLP(latent, hidden, 2 * action_dim)
         self.q = EnsembleMLP(config.num_q, joint, hidden, config.num_bins)
-        self.termination = mlp(latent, hidden, 1) if terminates else None
+        self.termination = MLP(latent, hidden, 1) if terminates else None
         generator = torch.Generator().manual_seed(derive_seed(seed, "init"))
         for network in (self.encoder, self.dynamics, self.reward, self.pi, self.q, self.termination):
             if network is not None:
@@ -77,13 +77,16 @@ class WorldModel(nn.Module):
 
     def next(self, z: Tensor, action: Tensor) -> Tensor:
         """Latent dynamics alone: [..., Z], [..., A] -> [..., Z]."""
-        return self.dynamics(torch.cat((z, action), -1))
+        return self.dynamics(z, action)
+
+    def imagine(self, z: Tensor, actions: Tensor) -> Tensor:
+        """Latents alone of whole sequences: [..., Z], [T, ..., A] (without gradient) -> [T+1, ..., Z]."""
+        return self.dynamics.rollout(z, actions)
 
     def step(self, z: Tensor, action: Tensor) -> ModelStep:
         """[..., Z], [..., A] -> z [..., Z], reward [...], cont [...]."""
-        joint = torch.cat((z, action), -1)
-        following = self.dynamics(joint)
-        return ModelStep(following, self.two_hot.decode(self.reward(joint)), self.cont(following))
+        following = self.dynamics(z, action)
+        return ModelStep(following, self.two_hot.decode(self.reward(z, action)), self.cont(following))
 
     def rollout(self, z: Tensor, actions: Tensor) -> ModelStep:
         """Imagine whole sequences: [..., Z], [H, ..., A] -> z [H+1, ..., Z], reward [H, ...], cont [H, ...]."""
@@ -91,7 +94,7 @@ class WorldModel(nn.Module):
         for action in actions:
             zs.append(self.next(zs[-1], action))
         latents = torch.stack(zs)
-        reward = self.two_hot.decode(self.reward(torch.cat((latents[:-1], actions), -1)))
+        reward = self.two_hot.decode(self.reward(latents[:-1], actions))
         return ModelStep(latents, reward, self.cont(latents[1:]))
 
     def cont(self, z: Tensor) -> Tensor:
@@ -122,7 +125,7 @@ class WorldModel(nn.Module):
         self, z: Tensor, action: Tensor, critics: Tensor | None = None, keep: Tensor | None = None, frozen: bool = False
     ) -> Tensor:
         """Two-hot logits of all or some critics, ``frozen`` without gradient for their parameters: [..., Z], [..., A] -> [Q, ..., K]."""
-        return self.q(torch.cat((z, action), -1), critics, keep, frozen)
+        return self.q(z, action, heads=critics, keep=keep, frozen=frozen)
 
     def q_values(
         self, z: Tensor, action: Tensor, critics: Tensor | None = None, keep: Tensor | None = None, frozen: bool = False
@@ -132,7 +135,7 @@ class WorldModel(nn.Module):
 
     def target_q_values(self, z: Tensor, action: Tensor, critics: Tensor | None = None) -> Tensor:
         """Values of all or some slow critics: [..., Z], [..., A] -> [Q, ...]."""
-        return self.two_hot.decode(self.target_q(torch.cat((z, action), -1), critics))
+        return self.two_hot.decode(self.target_q(z, action, heads=critics))
 
     def termination_logit(self, z: Tensor) -> Tensor:
         """Logit of termination on reaching a latent: [..., Z] -> [...]."""

@@ -1,0 +1,198 @@
+"""Binding of ``mlp.c``, which is compiled when the package is installed: whole networks on a CPU without PyTorch's operators between.
+
+Libraries for several generations of processors lie beside this file; the best one that this processor can run is loaded
+when the first network is evaluated. Its threads are those of PyTorch's own OpenMP runtime. Where there is none (no compiler at installation, another kind of
+processor or system) :data:`AVAILABLE` says why, and :mod:`worldmpc.models.kernels` uses PyTorch's functions, which are several times slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import re
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_LAYERS = 8
+Pointer = ctypes.c_void_p
+
+
+class CLayer(ctypes.Structure):
+    """``Layer`` of ``mlp.c``."""
+
+    _fields_ = [
+        *((name, Pointer) for name in ("weight", "bias", "ln_weight", "ln_bias", "packed", "packed_back", "ready", "ready_back")),
+        *((name, Pointer) for name in ("xhat", "rstd", "y", "dh", "dweight", "dbias", "dln_weight", "dln_bias")),
+        ("in_", ctypes.c_int64),
+        ("out", ctypes.c_int64),
+    ]
+
+
+class CNet(ctypes.Structure):
+    """``Net`` of ``mlp.c``."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("layers", "seeds", "heads", "rows", "repeat", "d1", "d2")),
+        *((name, ctypes.c_int64) for name in ("threads", "simnorm", "strided", "dh_rows", "accumulate", "bf16")),
+        *((name, Pointer) for name in ("members", "x1", "x2", "keep", "out", "grad", "dx1", "dx2")),
+        ("layer", CLayer * MAX_LAYERS),
+    ]
+
+
+class Library(NamedTuple):
+    """The loaded functions, and what the processor can do."""
+
+    forward: ctypes._CFuncPtr
+    backward_rows: ctypes._CFuncPtr
+    backward_weights: ctypes._CFuncPtr
+    panel: int
+    tile: int
+    bf16: bool
+    name: str
+
+
+_AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+VARIANTS = {
+    "amx": (*_AVX512, "avx512_bf16", "amx_tile", "amx_bf16"),
+    "avx512_bf16": (*_AVX512, "avx512_bf16"),
+    "avx512": _AVX512,
+    "avx2": ("avx2", "fma"),
+}
+"""Libraries that installation builds, best first, and what a processor needs for each."""
+
+
+class Unavailable(Exception):
+    """Why the library cannot be used here."""
+
+
+@lru_cache(maxsize=1)
+def library() -> Library | str:
+    """Load the best library for this processor, or return in words why there is none."""
+    try:
+        return _load()
+    except Unavailable as reason:
+        return str(reason)
+
+
+def _load() -> Library:
+    if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "AMD64"):
+        raise Unavailable(f"none for {sys.platform} on {platform.machine()}")
+    flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE).group(1).split())  # type: ignore[union-attr]
+    fitting = [name for name, needed in VARIANTS.items() if flags.issuperset(needed)]
+    if not fitting:
+        raise Unavailable("this processor has no AVX2")
+    found = [(name, path) for name in fitting for path in Path(__file__).parent.glob(f"_mlp_{name}.*.so")]
+    if not found:
+        raise Unavailable("not compiled when worldmpc was installed; install a C compiler and worldmpc again")
+    _offer_openmp()
+    name, path = found[0]
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(str(error)) from error
+    if loaded.worldmpc_size() != ctypes.sizeof(CNet):
+        raise Unavailable("compiled from another version of worldmpc; install worldmpc again")
+    functions = [getattr(loaded, f"worldmpc_{name}") for name in ("forward", "backward_rows", "backward_weights")]
+    for function in functions:
+        function.argtypes = [ctypes.POINTER(CNet)]
+    return Library(*functions, int(loaded.worldmpc_panel()), int(loaded.worldmpc_tile()), bool(loaded.worldmpc_bf16()), name)
+
+
+def _offer_openmp() -> None:
+    """Make the functions of PyTorch's own OpenMP runtime visible: a second runtime's threads would compete with its own."""
+    torch.get_num_threads()
+    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if re.search(r"lib[gi]?omp[-.0-9a-f]*\.so", line)}
+    for path in sorted(loaded, key=lambda path: "torch" not in path):
+        runtime = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+        if hasattr(runtime, "GOMP_parallel"):
+            return
+    raise Unavailable("PyTorch's OpenMP runtime does not offer what GCC needs")
+
+
+class Facts(NamedTuple):
+    """What a network is, apart from its parameters."""
+
+    heads: int
+    """Members evaluated on the same input, Q."""
+    simnorm: int
+    """Width of the groups of the SimNorm behind the last LayerNorm; 0: the last layer is linear."""
+    strided: bool
+    bf16: bool
+
+
+class Packed(NamedTuple):
+    """A network's parameters as the library reads them, and room for their packed forms."""
+
+    net: CNet
+    keep_alive: tuple[object, ...]
+
+
+_scopes = threading.local()
+
+
+@contextmanager
+def constant_parameters() -> Iterator[None]:
+    """Promise that no parameter changes inside, so that each network is packed once; backward passes belong inside."""
+    outer = getattr(_scopes, "packed", None)
+    if outer is None:
+        _scopes.packed = {}
+    try:
+        yield
+    finally:
+        _scopes.packed = outer
+
+
+def packed(params: Sequence[Tensor | None], facts: Facts, panel: int) -> Packed:
+    """Return a network's parameters ready for the library: per layer weight [members, out, in], bias, LayerNorm weight and bias or None."""
+    scope: dict[tuple[int, ...], Packed] | None = getattr(_scopes, "packed", None)
+    key = (facts.bf16, facts.simnorm, *(params[index].data_ptr() for index in range(0, len(params), 4)))  # type: ignore[union-attr]
+    if scope is not None and key in scope:
+        return scope[key]
+    made = _pack(params, facts, panel)
+    if scope is not None:
+        scope[key] = made
+    return made
+
+
+def _pack(params: Sequence[Tensor | None], facts: Facts, panel: int) -> Packed:
+    net = CNet()
+    net.layers, net.simnorm, net.strided, net.bf16 = len(params) // 4, facts.simnorm, facts.strided, facts.bf16
+    first = params[0]
+    assert first is not None
+    members = first.numel() // (first.shape[-1] * first.shape[-2])
+    flags = (ctypes.c_uint8 * (2 * net.layers * members))()
+    sizes = []
+    for index in range(net.layers):
+        weight = params[4 * index]
+        assert weight is not None
+        out, in_ = weight.shape[-2:]
+        # As mlp.c counts: panels of columns, each with the bias and room to pad both parts of the input.
+        sizes += [members * (in_ + 34) * _up(out, panel), members * out * (_up(in_, panel) + panel)]
+    room = torch.empty(sum(sizes))
+    offset = 0
+    for index in range(net.layers):
+        layer = net.layer[index]
+        weight, bias, ln_weight, ln_bias = params[4 * index : 4 * index + 4]
+        assert weight is not None and bias is not None
+        layer.weight, layer.bias = weight.data_ptr(), bias.data_ptr()
+        if ln_weight is not None and ln_bias is not None:
+            layer.ln_weight, layer.ln_bias = ln_weight.data_ptr(), ln_bias.data_ptr()
+        layer.out, layer.in_ = weight.shape[-2:]
+        layer.packed = room.data_ptr() + 4 * offset
+        layer.packed_back = layer.packed + 4 * sizes[2 * index]
+        offset += sizes[2 * index] + sizes[2 * index + 1]
+        layer.ready = ctypes.addressof(flags) + 2 * index * members
+        layer.ready_back = layer.ready + members
+    return Packed(net, (flags, room, *params))
+
+
+def _up(n: int, step: int) -> int:
+    return -(-n // step) * step
