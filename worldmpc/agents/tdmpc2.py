@@ -70,7 +70,7 @@ class TDMPC2:
             action = self.model.propose(z, eps if mode == "explore" else torch.zeros_like(eps))
             return ActOutput(action, carry, {}, {})
         noise = stream.draw(self.planner.noise_specs(len(obs)))
-        with constant_parameters():
+        with constant_parameters(), self._autocast(self.config.planner.precision):
             plan = self._plan(self.model, z, carry.plan, noise, mode == "explore")
         extras = {"plan_mean": plan.mean[:, 0], "plan_std": plan.std[:, 0], "plan_value": plan.value}
         return ActOutput(plan.action, Carry(plan.state), extras, plan.metrics)
@@ -96,12 +96,14 @@ class TDMPC2:
     def update_with_noise(self, batch: Batch, noise: Noise) -> Metrics:
         """Do one update with given noise; a loss or gradient that is not finite, or a loss above ``train.max_loss``, is not applied."""
         with constant_parameters():
-            loss, zs, metrics = self._model_loss(batch, noise)
+            with self._autocast(self.config.train.precision):
+                loss, zs, metrics = self._model_loss(batch, noise)
             gradients = self.model_optimizer.gradients(loss)
         metrics["grad_norm"], skip = self.model_optimizer.step(gradients, self.updates, self._diverged(loss))
         mask = torch.cat((torch.ones_like(batch.mask[:1]), batch.mask))
         with constant_parameters():
-            loss, policy_metrics = self._policy_loss(zs, mask, noise)
+            with self._autocast(self.config.train.precision):
+                loss, policy_metrics = self._policy_loss(zs, mask, noise)
             gradients = self.policy_optimizer.gradients(loss)
         skip = torch.maximum(skip, self._diverged(loss))
         policy_metrics["pi_grad_norm"], skip = self.policy_optimizer.step(gradients, self.updates, skip)
@@ -146,6 +148,10 @@ class TDMPC2:
         self.updates = int(state["updates"])
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])
+
+    def _autocast(self, precision: str) -> torch.autocast:
+        """Networks inside multiply bfloat16 numbers where ``precision`` says so; what they return is float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def _diverged(self, loss: Tensor) -> Tensor:
         return (~(loss.detach().abs() < self.config.train.max_loss)).to(loss.dtype)

@@ -77,11 +77,26 @@ static inline void pack_row(const float *from, int64_t columns, float *to) {
     for (int64_t c = 0; c < PANEL; c++) to[c] = c < columns ? from[c] : 0;
 }
 
-// Panel of the forward product: packed[k][column] = weight[first + column][k], zero behind the last column.
+// LANES floats that lie `stride` apart.
+static inline vec gather(const float *from, int64_t stride) {
+#ifdef __AVX512F__
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return (vec)_mm512_i32gather_ps(_mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)stride)), from, 4);
+#else
+    const __m256i lanes = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+    return (vec)_mm256_i32gather_ps(from, _mm256_mullo_epi32(lanes, _mm256_set1_epi32((int)stride)), 4);
+#endif
+}
+
+// Panel of the forward product: packed[k][column] = weight[column][k], zero behind the last column.
 static void pack_panel(const float *weight, int64_t in, int64_t columns, float *packed) {
     for (int64_t k = 0; k < in; k++, packed += PANEL) {
-        for (int64_t c = 0; c < columns; c++) packed[c] = weight[c * in + k];
-        for (int64_t c = columns; c < PANEL; c++) packed[c] = 0;
+        if (columns == PANEL) {
+            *(vec *)packed = gather(weight + k, in);
+            *(vec *)(packed + LANES) = gather(weight + LANES * in + k, in);
+            continue;
+        }
+        for (int64_t c = 0; c < PANEL; c++) packed[c] = c < columns ? weight[c * in + k] : 0;
     }
 }
 
@@ -97,10 +112,21 @@ static inline uint16_t to_bf16(float x) {
 static inline int64_t pairs_of(int64_t k) { return up(k, 2 * PAIRS) / 2; }
 
 static void pack_panel_bf16(const float *weight, int64_t in, int64_t first, int64_t k, int64_t columns, uint16_t *packed) {
-    for (int64_t pair = 0; pair < pairs_of(k); pair++, packed += 2 * PANEL)
+    for (int64_t pair = 0; pair < pairs_of(k); pair++, packed += 2 * PANEL) {
+#ifdef __AVX512BF16__
+        if (columns == PANEL && 2 * pair + 1 < k) {
+            for (int64_t c = 0; c < PANEL; c += LANES) {
+                const float *from = weight + c * in + first + 2 * pair;
+                const __m256i low = (__m256i)_mm512_cvtneps_pbh((__m512)gather(from, in)), high = (__m256i)_mm512_cvtneps_pbh((__m512)gather(from + 1, in));
+                _mm512_storeu_si512(packed + 2 * c, _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
+            }
+            continue;
+        }
+#endif
         for (int64_t c = 0; c < PANEL; c++)
             for (int64_t i = 0; i < 2; i++)
                 packed[2 * c + i] = c < columns && 2 * pair + i < k ? to_bf16(weight[c * in + first + 2 * pair + i]) : 0;
+    }
 }
 
 #ifdef __AVX512BF16__

@@ -47,7 +47,7 @@ class TwoHot(nn.Module):
 
     def decode(self, logits: Tensor) -> Tensor:
         """symexp of the expected bin: [..., K] -> [...]."""
-        return symexp(logits.softmax(-1) @ self.bins)
+        return symexp((logits.softmax(-1) * self.bins).sum(-1))  # no matrix product, which autocast would round
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy of logits [..., K] against the two-hot distribution of scalars [...] -> [...]."""

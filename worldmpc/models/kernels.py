@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ def _library_for(parts: Sequence[Tensor], weight: Tensor) -> native.Library | No
     library = native.library()
     if isinstance(library, str):
         return None
-    if torch.is_autocast_enabled("cpu") and (torch.is_grad_enabled() or not library.bf16):
+    if torch.is_autocast_enabled("cpu") and not library.bf16:
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return None
@@ -146,7 +146,7 @@ def _prepare(
     return library, net, (packed, members)
 
 
-def _call(function: Any, net: CNet) -> None:
+def _call(function: Any, net: CNet | native.CReturns) -> None:
     if function(net):
         raise MemoryError("no memory left for evaluating a network")
 
@@ -170,24 +170,17 @@ def _forward(
 
 def _saved_width(net: CNet) -> int:
     """Floats per row that :func:`_place_saved` points at."""
-    layers = [layer.out for layer in net.layer[: net.layers] if layer.ln_weight]
-    return sum(2 * out + 1 for out in layers) - (net.layer[net.layers - 1].out if net.simnorm else 0)
+    return sum(layer.out + 1 for layer in net.layer[: net.layers] if layer.ln_weight)
 
 
 def _place_saved(net: CNet, saved: Tensor, rows: int, first: int = 0) -> None:
-    """Point a call at its rows, from ``first`` on, of the normalised values, reciprocal deviations and outputs of its layers.
-
-    The output of the last layer is the result, which is not saved twice.
-    """
+    """Point a call at its rows, from ``first`` on, of the normalised values and reciprocal deviations of its layers."""
     at = saved.data_ptr()
     for index in range(net.layers):
         layer = net.layer[index]
         if layer.ln_weight:
             layer.xhat, layer.rstd = at + 4 * first * layer.out, at + 4 * (rows * layer.out + first)
             at += 4 * rows * (layer.out + 1)
-            if index < net.layers - 1:
-                layer.y = at + 4 * first * layer.out
-                at += 4 * rows * layer.out
 
 
 class _Gradients:
@@ -320,6 +313,72 @@ def rollout(z: Tensor, actions: Tensor, layers: Sequence[Layer], groups: int, st
     facts = Facts(1, groups, strided, torch.is_autocast_enabled("cpu"))
     zs: Tensor = _Rollout.apply(rows, steps, facts, *params)  # type: ignore[assignment]
     return zs.view(len(actions) + 1, *z.shape)
+
+
+class ImaginedNets(NamedTuple):
+    """Parameters of the networks that returns of imagined sequences need, and what belongs to their heads."""
+
+    dynamics: Sequence[Layer]
+    reward: Sequence[Layer]
+    policy: Sequence[Layer]
+    critics: Sequence[Layer]
+    termination: Sequence[Layer] | None
+    groups: int
+    strided: bool
+    support: Tensor
+    """[K] bins in symlog space."""
+    log_std: tuple[float, float]
+    hard: bool
+
+
+def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps: Tensor, critics: Tensor) -> Tensor | None:
+    """Returns of imagined sequences (:func:`worldmpc.planners.rollout_return`) in one call of the library, without gradient.
+
+    Args:
+        nets: of a TD-MPC2 world model.
+        z: [E, S, Z] starts, those of an environment being one latent expanded.
+        actions: [H, E, S, A].
+        discount: per decision.
+        eps: [E, S, A].
+        critics: [2].
+
+    Returns:
+        [E, S], or None where the library cannot do it.
+    """
+    shared = z.dim() == 3 and z.stride(1) == 0
+    if not shared or torch.is_grad_enabled() or _library_for((z[:, :1].expand(-1, z.shape[1], -1), actions[0]), nets.dynamics[0][0]) is None:
+        return None
+    library = native.library()
+    assert not isinstance(library, str)
+    envs, samples, horizon = z.shape[0], z.shape[1], len(actions)
+    starts, actions, eps = z[:, 0].contiguous(), actions.contiguous(), eps.contiguous()
+    out = z.new_empty(envs, samples)
+    call, alive = native.CReturns(), []
+    one, bf16 = _all_members(1), torch.is_autocast_enabled("cpu")
+    for name, layers, members, rows, second in (
+        ("dynamics", nets.dynamics, one, horizon, True),
+        ("reward", nets.reward, one, horizon, True),
+        ("policy", nets.policy, one, 1, False),
+        ("critics", nets.critics, critics, 1, True),
+        ("termination", nets.termination, one, horizon, False),
+    ):
+        if layers is None:
+            continue
+        params = [None if part is None else part.contiguous() for layer in layers for part in layer]
+        groups = nets.groups if name == "dynamics" else 0
+        packed = native.packed(params, Facts(len(members), groups, nets.strided, bf16), library.panel)
+        setattr(call, name, packed.net)
+        net: CNet = getattr(call, name)
+        net.seeds, net.heads, net.rows, net.repeat, net.members = 1, len(members), rows * envs * samples, 1, members.data_ptr()
+        net.d1, net.d2 = z.shape[-1], actions.shape[-1] if second else 0
+        alive += [packed, params, members]
+    call.envs, call.samples, call.horizon, call.actions_dim, call.bins = envs, samples, horizon, actions.shape[-1], len(nets.support)
+    call.hard, call.threads, call.discount = nets.hard, torch.get_num_threads(), discount
+    call.log_std_min, call.log_std_max = nets.log_std
+    call.z, call.actions, call.eps, call.support, call.out = (x.data_ptr() for x in (starts, actions, eps, nets.support, out))
+    _call(library.returns, call)
+    del alive
+    return out
 
 
 def _gradients_of_plain(

@@ -47,12 +47,24 @@ class CNet(ctypes.Structure):
     ]
 
 
+class CReturns(ctypes.Structure):
+    """``Returns`` of ``returns.h``."""
+
+    _fields_ = [
+        *((name, CNet) for name in ("dynamics", "reward", "policy", "critics", "termination")),
+        *((name, ctypes.c_int64) for name in ("envs", "samples", "horizon", "actions_dim", "bins", "hard", "threads")),
+        *((name, ctypes.c_float) for name in ("discount", "log_std_min", "log_std_max")),
+        *((name, Pointer) for name in ("z", "actions", "eps", "support", "out")),
+    ]
+
+
 class Library(NamedTuple):
     """The loaded functions, and what the processor can do."""
 
     forward: ctypes._CFuncPtr
     backward_rows: ctypes._CFuncPtr
     backward_weights: ctypes._CFuncPtr
+    returns: ctypes._CFuncPtr
     panel: int
     tile: int
     bf16: bool
@@ -98,11 +110,11 @@ def _load() -> Library:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise Unavailable(str(error)) from error
-    if loaded.worldmpc_size() != ctypes.sizeof(CNet):
+    if loaded.worldmpc_size() != ctypes.sizeof(CReturns):
         raise Unavailable("compiled from another version of worldmpc; install worldmpc again")
-    functions = [getattr(loaded, f"worldmpc_{name}") for name in ("forward", "backward_rows", "backward_weights")]
+    functions = [getattr(loaded, f"worldmpc_{name}") for name in ("forward", "backward_rows", "backward_weights", "returns")]
     for function in functions:
-        function.argtypes = [ctypes.POINTER(CNet)]
+        function.argtypes = [ctypes.POINTER(CReturns if function is functions[-1] else CNet)]
     return Library(*functions, int(loaded.worldmpc_panel()), int(loaded.worldmpc_tile()), bool(loaded.worldmpc_bf16()), name)
 
 

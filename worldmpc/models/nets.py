@@ -45,13 +45,17 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
         self.groups, self.strided = (0, False) if simnorm is None else (simnorm.dim, simnorm.layout == "strided")
 
+    def parameters_of_layers(self) -> list[kernels.Layer]:
+        """Return the parameters of every layer."""
+        return [_parameters(layer) for layer in self]
+
     def forward(self, *parts: Tensor) -> Tensor:
         """[..., in_1], [..., in_2] (the columns of the input) -> [..., out]."""
-        return kernels.mlp(parts, [_parameters(layer) for layer in self], groups=self.groups, strided=self.strided)
+        return kernels.mlp(parts, self.parameters_of_layers(), groups=self.groups, strided=self.strided)
 
     def rollout(self, z: Tensor, actions: Tensor) -> Tensor:
         """Apply itself to its own result: [..., Z], [T, ..., A] (without gradient) -> [T+1, ..., Z]."""
-        return kernels.rollout(z, actions, [_parameters(layer) for layer in self], self.groups, self.strided)
+        return kernels.rollout(z, actions, self.parameters_of_layers(), self.groups, self.strided)
 
 
 def _parameters(layer: nn.Module) -> kernels.Layer:
@@ -102,8 +106,11 @@ class EnsembleMLP(nn.Module):
         Returns:
             [Q', ..., out].
         """
-        layers = [_stacked_parameters(layer, frozen) for layer in self.layers]
-        return kernels.mlp(parts, layers, heads=heads, keep=keep)
+        return kernels.mlp(parts, self.parameters_of_layers(frozen), heads=heads, keep=keep)
+
+    def parameters_of_layers(self, frozen: bool = False) -> list[kernels.Layer]:
+        """Return the parameters of every layer, stacked over members; ``frozen`` as constants."""
+        return [_stacked_parameters(layer, frozen) for layer in self.layers]
 
 
 def _stacked_parameters(layer: nn.Module, frozen: bool) -> kernels.Layer:

@@ -33,6 +33,8 @@ def rollout(model: Model, z: Tensor, actions: Tensor) -> ModelStep:
 def rollout_return(model: Model, z: Tensor, actions: Tensor, discount: float, eps: Tensor, critics: Tensor) -> Tensor:
     """Discounted return of imagined sequences with a value bootstrap (TD-MPC2 eq. 6).
 
+    A model that can do all of it at once offers ``fast_returns`` itself, which returns None where it cannot.
+
     The reward of the step that reaches a terminal state still counts; everything behind it is weighted by the
     probability that the episode went on.
 
@@ -47,6 +49,9 @@ def rollout_return(model: Model, z: Tensor, actions: Tensor, discount: float, ep
     Returns:
         [...].
     """
+    fast = getattr(model, "fast_returns", None)
+    if fast is not None and (values := fast(z, actions, discount, eps, critics)) is not None:
+        return values
     steps = rollout(model, z, actions)
     value, weight = torch.zeros_like(steps.reward[0]), torch.ones_like(steps.reward[0])
     for reward, cont in zip(steps.reward, steps.cont, strict=True):
