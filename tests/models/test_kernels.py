@@ -237,24 +237,24 @@ def test_any_number_of_rows(calls):
 
 
 SHAPES = {
-    "one linear layer": dict(widths=((7,), 5)),
-    "one layer of two parts": dict(widths=((130, 3), 101)),
-    "one wide layer": dict(widths=((7,), 530)),
-    "two layers": dict(widths=((7,), 24, 5)),
-    "narrow second part": dict(widths=((64, 1), 130, 5)),
-    "wide second part": dict(widths=((5, 65), 24, 101)),
-    "three layers": dict(widths=((24, 6), 130, 130, 101)),
-    "five layers": dict(widths=((7,), 24, 33, 130, 16, 5)),
-    "eight layers": dict(widths=((7, 2), 24, 16, 33, 24, 16, 33, 24, 5)),
-    "width of panels": dict(widths=((32, 32), 64, 32, 96)),
-    "normalised end": dict(widths=((24, 6), 130, 40), linear=False),
-    "few small groups": dict(widths=((7,), 24, 6), groups=2),
-    "few wide groups": dict(widths=((7,), 24), groups=8),
-    "groups of five": dict(widths=((7, 3), 33, 24, 35), groups=5),
-    "many small groups": dict(widths=((24, 6), 130, 140), groups=2),
-    "many wide groups": dict(widths=((7,), 24, 536), groups=8),
-    "one group": dict(widths=((7,), 24, 12), groups=12),
-    "groups of one": dict(widths=((7,), 24, 12), groups=1),
+    "one linear layer": {"widths": ((7,), 5)},
+    "one layer of two parts": {"widths": ((130, 3), 101)},
+    "one wide layer": {"widths": ((7,), 530)},
+    "two layers": {"widths": ((7,), 24, 5)},
+    "narrow second part": {"widths": ((64, 1), 130, 5)},
+    "wide second part": {"widths": ((5, 65), 24, 101)},
+    "three layers": {"widths": ((24, 6), 130, 130, 101)},
+    "five layers": {"widths": ((7,), 24, 33, 130, 16, 5)},
+    "eight layers": {"widths": ((7, 2), 24, 16, 33, 24, 16, 33, 24, 5)},
+    "width of panels": {"widths": ((32, 32), 64, 32, 96)},
+    "normalised end": {"widths": ((24, 6), 130, 40), "linear": False},
+    "few small groups": {"widths": ((7,), 24, 6), "groups": 2},
+    "few wide groups": {"widths": ((7,), 24), "groups": 8},
+    "groups of five": {"widths": ((7, 3), 33, 24, 35), "groups": 5},
+    "many small groups": {"widths": ((24, 6), 130, 140), "groups": 2},
+    "many wide groups": {"widths": ((7,), 24, 536), "groups": 8},
+    "one group": {"widths": ((7,), 24, 12), "groups": 12},
+    "groups of one": {"widths": ((7,), 24, 12), "groups": 1},
 }
 SHAPES |= {f"{name}, strided": shape | {"strided": True} for name, shape in SHAPES.items() if "groups" in shape}
 
@@ -408,7 +408,7 @@ def test_gradients_of_a_sum(either):
         close(one, other, 2e-6, name)
 
 
-BIG = dict(lead=(300,), widths=((130, 5), 64, 64, 24), members=3, dropout=True, groups=8)
+BIG = {"lead": (300,), "widths": ((130, 5), 64, 64, 24), "members": 3, "dropout": True, "groups": 8}
 """Enough work for three threads."""
 
 
@@ -654,12 +654,12 @@ def test_simnorm_of_certainties(strided, either):
 
 
 HALF = {
-    "odd widths": dict(lead=(33,), widths=((7, 3), 25, 33, 5)),
-    "one column": dict(lead=(20,), widths=((1, 1), 17, 3)),
-    "one part": dict(lead=(4, 9), widths=((31,), 24, 16), groups=8),
-    "ensemble": dict(lead=(97,), widths=((65, 6), 130, 24, 101), members=3, heads=[2, 0]),
-    "one row": dict(lead=(1,), widths=((64, 2), 33, 5)),
-    "many rows": dict(lead=(1000,), widths=((130, 3), 130, 16), groups=2, strided=True),
+    "odd widths": {"lead": (33,), "widths": ((7, 3), 25, 33, 5)},
+    "one column": {"lead": (20,), "widths": ((1, 1), 17, 3)},
+    "one part": {"lead": (4, 9), "widths": ((31,), 24, 16), "groups": 8},
+    "ensemble": {"lead": (97,), "widths": ((65, 6), 130, 24, 101), "members": 3, "heads": [2, 0]},
+    "one row": {"lead": (1,), "widths": ((64, 2), 33, 5)},
+    "many rows": {"lead": (1000,), "widths": ((130, 3), 130, 16), "groups": 2, "strided": True},
 }
 
 
@@ -953,10 +953,10 @@ def test_networks_are_packed_once_within_nested_scopes(best, monkeypatch):
 
 
 SECOND = [
-    dict(lead=(20,), widths=((7, 2), 24, 24, 5)),
-    dict(lead=(4, 5), widths=((7, 2), 24, 16), groups=8, strided=True),
-    dict(lead=(20,), widths=((7,), 24, 5), dropout=True),
-    dict(lead=(20,), widths=((7, 2), 24, 5), members=3, heads=[2, 0], dropout=True),
+    {"lead": (20,), "widths": ((7, 2), 24, 24, 5)},
+    {"lead": (4, 5), "widths": ((7, 2), 24, 16), "groups": 8, "strided": True},
+    {"lead": (20,), "widths": ((7,), 24, 5), "dropout": True},
+    {"lead": (20,), "widths": ((7, 2), 24, 5), "members": 3, "heads": [2, 0], "dropout": True},
 ]
 
 
@@ -1046,8 +1046,8 @@ def test_jacobians(either):
 
 
 COMPILED = [
-    dict(lead=(20,), widths=((7, 2), 24, 24, 5), dropout=True),
-    dict(lead=(2, 10), widths=((7, 2), 24, 16), members=3, heads=[2, 0], groups=8, strided=True),
+    {"lead": (20,), "widths": ((7, 2), 24, 24, 5), "dropout": True},
+    {"lead": (2, 10), "widths": ((7, 2), 24, 16), "members": 3, "heads": [2, 0], "groups": 8, "strided": True},
 ]
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from worldmpc.bench.products import Product
 
+Call = Callable[[], object]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""Type of both factors and of the result, for each precision of the configuration."""
+"""Type of both factors and of the result, for each precision that a configuration knows."""
 ONEDNN = (
     platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
@@ -22,32 +23,38 @@ ONEDNN = (
 class Limit:
     """The products of a verb, back to back.
 
-    On a CPU each is done by the faster of the libraries that PyTorch offers, on a GPU all are captured as one graph, so that no
-    launch overhead counts.
+    On a CPU each is done by the fastest of the libraries that PyTorch offers, where bf16 is allowed in either type, as small
+    products are faster in float32. On a GPU all are captured as one graph, so that no launch overhead counts.
 
     Args:
-        products: what to multiply; the contents are random.
+        products: what to multiply; the contents are random, and conversions between types are left out.
         device: where.
         precision: ``fp32`` or ``bf16``.
     """
 
     def __init__(self, products: Sequence[Product], device: torch.device, precision: str = "fp32") -> None:
-        dtype = DTYPES[precision]
-        buffers: dict[tuple[str, int, int], Tensor] = {}
-        fastest: dict[tuple[str, int, int, int], Callable[[], object]] = {}
+        dtypes = [DTYPES[precision]]
+        if precision == "bf16" and device.type == "cpu":
+            dtypes.append(torch.float32)
+        buffers: dict[tuple[str, int, int, torch.dtype], Tensor] = {}
+        fastest: dict[tuple[str, int, int, int], Call] = {}
 
-        def buffer(role: str, rows: int, columns: int) -> Tensor:
+        def buffer(role: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
             # Equal shapes share memory: real weights and activations would be read from farther away, so the limit is a generous one.
-            if (role, rows, columns) not in buffers:
-                buffers[role, rows, columns] = torch.randn(rows, columns, device=device).to(dtype)
-            return buffers[role, rows, columns]
+            key = (role, rows, columns, dtype)
+            if key not in buffers:
+                buffers[key] = torch.randn(rows, columns, device=device).to(dtype)
+            return buffers[key]
 
-        self._calls: list[tuple[Callable[[], object], int]] = []
+        self._calls: list[tuple[Call, int]] = []
         for _, kind, m, n, k, count in products:
             if (kind, m, n, k) not in fastest:
-                left = buffer("left", k, m).t() if kind == "weights" else buffer("left", m, k)
-                right = buffer("right", n, k).t() if kind == "forward" else buffer("right", k, n)
-                fastest[kind, m, n, k] = _fastest_product(left, right, buffer("out", m, n))
+                ways: list[Call] = []
+                for dtype in dtypes:
+                    left = buffer("left", k, m, dtype).t() if kind == "weights" else buffer("left", m, k, dtype)
+                    right = buffer("right", n, k, dtype).t() if kind == "forward" else buffer("right", k, n, dtype)
+                    ways += _ways(left, right, buffer("out", m, n, dtype))
+                fastest[kind, m, n, k] = _fastest(ways)
             self._calls.append((fastest[kind, m, n, k], count))
         self._graph = _capture(self._run, device) if device.type == "cuda" else None
 
@@ -81,14 +88,18 @@ def onednn_product(left: Tensor, right: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
 
 
-def _fastest_product(left: Tensor, right: Tensor, out: Tensor) -> Callable[[], object]:
-    """Return a function that multiplies [m, k] x [k, n] in the fastest way found in a short trial."""
-    calls: list[Callable[[], object]] = [lambda: torch.mm(left, right, out=out)]
-    if not ONEDNN or not left.is_cpu:
-        return calls[0]
-    columns = right.t()
-    calls.append(lambda: onednn_product(left, columns))
-    return min(calls, key=lambda call: min(timeit.repeat(call, number=1, repeat=10)))
+def _ways(left: Tensor, right: Tensor, out: Tensor) -> list[Call]:
+    """Return functions that multiply [m, k] x [k, n]."""
+    ways: list[Call] = [lambda: torch.mm(left, right, out=out)]
+    if ONEDNN and left.is_cpu:
+        columns = right.t()
+        ways.append(lambda: onednn_product(left, columns))
+    return ways
+
+
+def _fastest(ways: Sequence[Call]) -> Call:
+    """Return the fastest function of a short trial."""
+    return ways[0] if len(ways) == 1 else min(ways, key=lambda way: min(timeit.repeat(way, number=1, repeat=10)))
 
 
 def _capture(function: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:

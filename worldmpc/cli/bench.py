@@ -2,52 +2,164 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from worldmpc import bench as measuring
+from worldmpc.cli.errors import describe_error
 from worldmpc.cli.output import console_for, say, write_json
 from worldmpc.cli.text import BENCH
-from worldmpc.cli.words import override_values, split_words
-from worldmpc.config import make_config
+from worldmpc.cli.words import check_overrides, override_values, split_words
+from worldmpc.config import ConfigError, RunConfig, make_config
+from worldmpc.report.benchmarks import Record, Row, Verb, changes, common_and_varying, parse_record, read_record, same_machine
 from worldmpc.report.provenance import machine_line
 
 
+class Configuration(NamedTuple):
+    """One row to measure, and the words that tell it from the others, empty where there are none."""
+
+    label: str
+    config: RunConfig
+
+
 def bench(words: list[str]) -> int:
-    """Measure, print a table, and return the exit status."""
+    """Measure every combination of values, print a table, and return the exit status."""
     options, rest = split_words(words, BENCH)
-    config = make_config(**override_values(rest))
-    console = console_for(options["json"])
     sizes = {name: options[name] for name in ("obs_dim", "action_dim", "repeats", "seconds")}
-    record = measuring.bench(config, **sizes)
-    _print(record, console)
-    write_json(options["json"], record)
-    return 0
+    configurations = _configurations(rest)
+    for each in configurations:
+        measuring.check(each.config, **sizes)
+    old = None if options["compare"] is None else read_record(options["compare"])
+    console, target = console_for(options["json"]), options["json"]
+    rows: list[dict[str, Any]] = []
+    status = 0
+    try:
+        for number, each in enumerate(configurations, 1):
+            if each.label:
+                say(console, f"{number} of {len(configurations)}: {each.label}")
+            try:
+                rows.append(measuring.bench(each.config, **sizes))
+            except Exception as error:
+                status = max(status, _report(each.label, error))
+                continue
+            if target != "-":
+                write_json(target, measuring.record(rows))
+    finally:
+        if rows:
+            record = measuring.record(rows)
+            _print(parse_record(record, "this run"), old, console)
+            if target == "-":
+                write_json(target, record)
+    return status
 
 
-def _print(record: dict[str, Any], console: Console) -> None:
-    config = record["config"]
-    table = Table(title=f"model {config['model']['size']}, {record['obs_dim']} observations, {record['action_dim']} actions")
-    table.add_column("")
-    for name in ("median ms", "p10", "p90", "best", "limit ms", "limit / median", "limit / best", "GFLOP"):
-        table.add_column(name, justify="right")
-    for name in ("plan", "update"):
-        if name in record:
-            row = record[name]
-            times = [f"{row[f'{part}_ms']:.2f}" for part in ("median", "p10", "p90", "best", "limit")]
-            table.add_row(name, *times, f"{row['fraction']:.0%}", f"{row['fraction_best']:.0%}", f"{row['flops'] / 1e9:.2f}")
+def _configurations(words: Sequence[str]) -> list[Configuration]:
+    """Return one configuration per combination of values."""
+    choices: list[list[str]] = []
+    for override in check_overrides(words, sweep=True):
+        if not override.is_sweep_override():
+            choices.append([str(override.input_line)])
+        elif override.is_discrete_sweep():
+            choices.append([f"{override.key_or_group}={text}" for text in override.sweep_string_iterator()])
+        else:
+            raise ConfigError(f"{override.input_line}: expected one value or a list of them, as in model.size=1,5")
+    found: list[Configuration] = []
+    for combination in itertools.product(*choices):
+        label = " ".join(word for word, options in zip(combination, choices, strict=True) if len(options) > 1)
+        found.append(Configuration(label, make_config(**override_values(combination))))
+    return found
+
+
+def _report(label: str, error: Exception) -> int:
+    """Say in one line which configuration failed and why, and return the exit status."""
+    status, message = describe_error(error)
+    if os.environ.get("WORLDMPC_TRACEBACK") == "1":
+        traceback.print_exception(error, file=sys.stderr)
+    sys.stderr.write(f"worldmpc: error: {label}{': ' * bool(label)}{message}\n")
+    sys.stderr.flush()
+    return status
+
+
+def _print(record: Record, old: Record | None, console: Console) -> None:
+    rows = record.rows
+    common, varying = common_and_varying(rows)
+    table = Table(title=", ".join(f"{name} {value}" for name, value in common.items()), box=SIMPLE, padding=(0, 1), pad_edge=False)
+    columns = [{**own, **_numbers(row)} for own, row in zip(varying, rows, strict=True)]
+    names = [name for name in {name: None for row in columns for name in row} if any(row.get(name, "") for row in columns)]
+    for name in names:
+        table.add_column(name, justify="left" if name in varying[0] else "right")
+    for row in columns:
+        table.add_row(*(row.get(name) or "-" for name in names))
     console.print(table)
-    say(console, "limit: the matrix products of the algorithm alone, measured in turns with the code; best of all repeats")
-    training = record["end_to_end"]
-    if training:
-        say(
-            console,
-            f"training on {training['task']}: {training['decisions_per_s']:.1f} decisions/s, {training['env_steps_per_s']:.1f} simulator "
-            f"steps/s, {training['updates_per_s']:.1f} updates/s ({training['decisions']} decisions in {training['seconds']:.1f} s)",
-        )
-    memory = record["memory"]
-    cuda = "" if memory["peak_cuda_mib"] is None else f", {memory['peak_cuda_mib']:.0f} MiB on the GPU"
-    say(console, f"peak memory {memory['peak_rss_mib']:.0f} MiB{cuda}; {record['threads']} threads, device {record['device']}")
-    say(console, machine_line(record["machine"]))
+    say(console, "ms: median (p10..p90); limit: the needed matrix products alone, best time, in turns with the code; share: limit / median")
+    for task in dict.fromkeys(row.task for row in rows if row.task):
+        say(console, f"environment (random actions) and training: decisions per second on {task}")
+    say(console, f"peak memory of the process {rows[-1].peak_rss_mib:.0f} MiB")
+    say(console, machine_line(record.machine))
+    if old is not None:
+        _print_changes(record, old, console)
+
+
+def _numbers(row: Row) -> dict[str, str]:
+    """Return the measured columns of a row; an empty text is a number that was not measured."""
+    return {
+        **_verb("plan", row.plan),
+        **_verb("update", row.update),
+        "floor us": _plain(row.launch_floor_us, 1),
+        "env/s": _plain(row.environment),
+        "train/s": _plain(row.training, 1),
+        "GPU MiB": _plain(row.peak_cuda_mib),
+    }
+
+
+def _verb(name: str, verb: Verb | None) -> dict[str, str]:
+    if verb is None:
+        return {f"{name} ms": ""}
+    return {
+        f"{name} ms": f"{_ms(verb.median_ms)} ({_ms(verb.p10_ms)}..{_ms(verb.p90_ms)})",
+        f"{name} limit": _ms(verb.limit_ms),
+        f"{name} fp32 limit": "" if verb.precision == "fp32" else _ms(verb.limit_fp32_ms),
+        f"{name} share": f"{verb.fraction:.0%}",
+        f"{name} compile s": _plain(verb.compile_s, 1),
+    }
+
+
+def _ms(number: float) -> str:
+    return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}"
+
+
+def _plain(number: float | None, digits: int = 0) -> str:
+    return "" if number is None else f"{number:.{digits}f}"
+
+
+def _print_changes(record: Record, old: Record, console: Console) -> None:
+    found = changes(record.rows, old.rows)
+    if not found:
+        say(console, f"no row of {old.source} has the settings of a row measured now")
+        return
+    measured = list(dict.fromkeys(change.row for change in found))
+    common, varying = common_and_varying(measured)
+    own = dict(zip(measured, varying, strict=True))
+    table = Table(title=f"against {old.source}", box=SIMPLE, padding=(0, 1), pad_edge=False)
+    for name in (*varying[0], ""):
+        table.add_column(name)
+    for name in ("old", "new", "speed", "old share", "new share"):
+        table.add_column(name, justify="right")
+    for change in found:
+        times = [f"{_ms(number)} {change.unit}" for number in (change.old, change.new)]
+        fractions = ["-" if fraction is None else f"{fraction:.0%}" for fraction in (change.old_fraction, change.new_fraction)]
+        table.add_row(*own[change.row].values(), change.name, *times, f"{change.speed:.2f}x", *fractions)
+    console.print(table)
+    say(console, f"{len(measured)} of {len(record.rows)} rows have a counterpart there")
+    say(console, f"old machine: {machine_line(old.machine)}")
+    say(console, f"new machine: {machine_line(record.machine)}")
+    if not same_machine(record.machine, old.machine):
+        say(console, "warning: the machines differ, so times and speeds are not comparable; shares of the limit are")

@@ -47,8 +47,9 @@ BENCH = {
     "obs_dim": Option(24, "observation dimensions of the synthetic data", int),
     "action_dim": Option(6, "action dimensions of the synthetic data", int),
     "repeats": Option(20, "measured plans and updates", int),
-    "seconds": Option(5.0, "seconds of the end-to-end measurement on task; 0: leave it out", float),
-    "json": Option(None, "also write all numbers to this file; -: print them instead of the table"),
+    "seconds": Option(5.0, "seconds of the environment and of the training measurement on task each; 0: leave both out", float),
+    "json": Option(None, "also write all numbers to this file, after every configuration; -: print them instead of the table"),
+    "compare": Option(None, "a file that json= wrote earlier, to hold rows with the same settings against"),
 }
 OPTIONS: dict[str, dict[str, Option]] = {"evaluate": EVALUATE, "compare": COMPARE, "report": REPORT, "bench": BENCH}
 
@@ -57,7 +58,7 @@ _USAGE = {
     "evaluate": "worldmpc evaluate checkpoint=PATH [task=...] [name=value ...] [planner.*=... env.*=... compile=...]",
     "compare": "worldmpc compare PATH... [name=value ...]",
     "report": "worldmpc report PATH... [name=value ...]",
-    "bench": "worldmpc bench [name=value ...] [key=value ...]",
+    "bench": "worldmpc bench [name=value ...] [key=value,value ...]",
     "tasks": "worldmpc tasks [SUITE]",
 }
 _ABOUT = {
@@ -77,7 +78,9 @@ _ABOUT = {
         Paths are run folders, folders of them at any depth, and result CSVs. One panel per task.""",
     "bench": """
         Milliseconds per plan and per update on synthetic data, beside the time that their matrix products alone take, measured
-        in the same run; then decisions per second of training on task. Sizes come from the keys of `worldmpc train --help`.""",
+        in the same run; then decisions per second of the environments alone and of training on task. Keys are those of
+        `worldmpc train --help`; lists of values measure every combination, one row each. A configuration that fails is named, the
+        others are measured nevertheless.""",
     "tasks": """
         Suites are dmc, gym and toy; gym also takes gym/<module>:<EnvId>, which imports the module first.""",
 }
@@ -94,7 +97,11 @@ _EXAMPLES = {
     ),
     "compare": ("worldmpc compare runs at=100000", "worldmpc compare runs/dmc-walker-walk results.csv json=-"),
     "report": ("worldmpc report runs out=curves.png", "worldmpc report runs export=results/mine.csv"),
-    "bench": ("worldmpc bench model.size=5 threads=1", "worldmpc bench device=cuda compile=true json=bench.json"),
+    "bench": (
+        "worldmpc bench model.size=cpu,1,5 threads=1 json=old.json",
+        "worldmpc bench model.size=cpu,1,5 threads=1 compare=old.json",
+        "worldmpc bench device=cuda planner.precision=fp32,bf16 env.num_envs=1,8 compile=true json=gpu.json",
+    ),
     "tasks": ("worldmpc tasks", "worldmpc tasks dmc"),
 }
 _LEFT = 34

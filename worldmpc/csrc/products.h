@@ -27,6 +27,8 @@ static inline __attribute__((always_inline)) void tile(
     const float *a0 = a, *a1 = a + 4 * across, *a2 = a + 8 * across;
     for (int64_t p = 0; p < k; p++, a0 += along, a1 += along, a2 += along, b += PANEL) {
         const vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
+        _mm_prefetch((const char *)(b + 24 * PANEL), _MM_HINT_T0);
+        _mm_prefetch((const char *)(b + 24 * PANEL + LANES), _MM_HINT_T0);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             const float *at = (r < 4 ? a0 : r < 8 ? a1 : a2) + (r & 3) * across;

@@ -144,37 +144,51 @@ class Packed(NamedTuple):
     """A network's parameters as the library reads them, and room for their packed forms."""
 
     net: CNet
+    room: Tensor
     keep_alive: tuple[object, ...]
 
 
-_scopes = threading.local()
+class _Scopes(threading.local):
+    """What :func:`constant_parameters` keeps, in each thread."""
+
+    packed: dict[tuple[int, ...], Packed] | None = None
+
+    def __init__(self) -> None:
+        self.rooms: dict[int, list[Tensor]] = {}
+        """Memory of earlier scopes, by size: new memory of this size would come from the system each time, page by page."""
+
+
+_scopes = _Scopes()
 
 
 @contextmanager
 def constant_parameters() -> Iterator[None]:
     """Promise that no parameter changes inside, so that each network is packed once; backward passes belong inside."""
-    outer = getattr(_scopes, "packed", None)
+    outer = _scopes.packed
     if outer is None:
         _scopes.packed = {}
     try:
         yield
     finally:
+        if outer is None:
+            for made in (_scopes.packed or {}).values():
+                _scopes.rooms.setdefault(made.room.numel(), []).append(made.room)
         _scopes.packed = outer
 
 
 def packed(params: Sequence[Tensor | None], facts: Facts, panel: int) -> Packed:
     """Return a network's parameters ready for the library: per layer weight [members, out, in], bias, LayerNorm weight and bias or None."""
-    scope: dict[tuple[int, ...], Packed] | None = getattr(_scopes, "packed", None)
+    scope = _scopes.packed
     key = (facts.bf16, facts.simnorm, *(params[index].data_ptr() for index in range(0, len(params), 4)))  # type: ignore[union-attr]
     if scope is not None and key in scope:
         return scope[key]
-    made = _pack(params, facts, panel)
+    made = _pack(params, facts, panel, {} if scope is None else _scopes.rooms)
     if scope is not None:
         scope[key] = made
     return made
 
 
-def _pack(params: Sequence[Tensor | None], facts: Facts, panel: int) -> Packed:
+def _pack(params: Sequence[Tensor | None], facts: Facts, panel: int, rooms: dict[int, list[Tensor]]) -> Packed:
     net = CNet()
     net.layers, net.simnorm, net.strided, net.bf16 = len(params) // 4, facts.simnorm, facts.strided, facts.bf16
     first = params[0]
@@ -188,7 +202,8 @@ def _pack(params: Sequence[Tensor | None], facts: Facts, panel: int) -> Packed:
         out, in_ = weight.shape[-2:]
         # As mlp.c counts: panels of columns, each with the bias and room to pad both parts of the input.
         sizes += [members * (in_ + 34) * _up(out, panel), members * out * (_up(in_, panel) + panel)]
-    room = torch.empty(sum(sizes))
+    free = rooms.get(sum(sizes))
+    room = free.pop() if free else torch.empty(sum(sizes))
     offset = 0
     for index in range(net.layers):
         layer = net.layer[index]
@@ -203,7 +218,7 @@ def _pack(params: Sequence[Tensor | None], facts: Facts, panel: int) -> Packed:
         offset += sizes[2 * index] + sizes[2 * index + 1]
         layer.ready = ctypes.addressof(flags) + 2 * index * members
         layer.ready_back = layer.ready + members
-    return Packed(net, (flags, room, *params))
+    return Packed(net, room, (flags, *params))
 
 
 def _up(n: int, step: int) -> int:

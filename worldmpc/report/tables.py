@@ -1,7 +1,8 @@
-"""The learning results of ``results/*.csv`` as a markdown table inside README and docs.
+"""The learning results of ``results`` and the speeds of ``benchmarks/results`` as markdown tables inside README and docs.
 
-``python -m worldmpc.report.tables README.md docs/results.md`` rewrites the block between ``<!-- results:begin -->`` and
-``<!-- results:end -->``; with ``--check`` it writes nothing and fails where a block is stale.
+``python -m worldmpc.report.tables README.md docs/results.md`` rewrites the blocks between ``<!-- results:begin -->`` and
+``<!-- results:end -->``, and between ``<!-- benchmarks:begin -->`` and ``<!-- benchmarks:end -->``; with ``--check`` it writes
+nothing and fails where a block is stale.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from worldmpc.report.benchmarks import Record, Row, Verb, read_records, settings
 from worldmpc.report.compare import MIN_SEEDS, Comparison, compare
 from worldmpc.report.reference import DEFAULT_ALGORITHM
 from worldmpc.report.runs import Run, RunError, is_result_file, load_results
 
-BEGIN = "<!-- results:begin -->"
-END = "<!-- results:end -->"
+BLOCKS = ("results", "benchmarks")
+"""Kinds of marked blocks."""
 _HEADER = ("task", "preset", "seeds", "simulator steps", "return (min..max)", "prior alone", "published (min..max)", "gate", "data")
 
 
@@ -46,14 +48,58 @@ def results_table(results: str | Path, algorithm: str = DEFAULT_ALGORITHM) -> st
     return "\n".join([*lines, "", text])
 
 
-def rewrite(file: str | Path, table: str) -> bool:
-    """Put the table into the marked block of a markdown file and return whether the file changed.
+def benchmarks_table(benchmarks: str | Path) -> str:
+    """Return the markdown table of all records of ``worldmpc bench`` in a folder, one row per measured configuration.
 
     Raises:
-        RunError: no such file, or not exactly one marked block in it.
+        ConfigError: no such folder, or a record that cannot be read.
+    """
+    records = read_records(benchmarks)
+    measured = [(record, row) for record in records for row in record.rows]
+    if not measured:
+        return f"No benchmarks in `{Path(benchmarks).as_posix()}/` yet."
+    header = (*settings(measured[0][1]), "plan ms", "update ms", "decisions/s", "environment alone", "task", "machine", "data")
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(settings(measured[0][1])) + "--:|" * 4 + "---|" * 3]
+    lines += ["| " + " | ".join(_benchmark_cells(record, row)) + " |" for record, row in measured]
+    text = (
+        "Median milliseconds of a plan (one decision in each of the envs) and of an update, and in brackets the share of them that the "
+        "needed matrix products alone take, in the same precision and measured in turns; decisions per second of training, and of the "
+        "environments with random actions."
+    )
+    return "\n".join([*lines, "", text])
+
+
+def marked_blocks(file: str | Path) -> list[str]:
+    """Return the kinds of blocks that a markdown file has.
+
+    Raises:
+        RunError: no such file, no block in it, or one that is not marked exactly once.
     """
     file = Path(file)
-    before, after = _with_table(file, table)
+    if not file.exists():
+        raise RunError(f"{file}: no such file")
+    text = file.read_text(encoding="utf-8")
+    found = [kind for kind in BLOCKS if any(mark in text for mark in block_marks(kind))]
+    for kind in found or BLOCKS[:1]:
+        begin, end = block_marks(kind)
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+            raise RunError(f"{file}: expected exactly one block from {begin} to {end}")
+    return found
+
+
+def block_marks(kind: str) -> tuple[str, str]:
+    """Return the lines around a block."""
+    return f"<!-- {kind}:begin -->", f"<!-- {kind}:end -->"
+
+
+def rewrite(file: str | Path, tables: Mapping[str, str]) -> bool:
+    """Put tables (kind of block -> text) into the marked blocks of a markdown file and return whether the file changed.
+
+    Raises:
+        RunError: see :func:`marked_blocks`.
+    """
+    file = Path(file)
+    before, after = _with_tables(file, tables)
     if after != before:
         partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
         partial.write_text(after, encoding="utf-8")
@@ -61,27 +107,33 @@ def rewrite(file: str | Path, table: str) -> bool:
     return after != before
 
 
-def is_stale(file: str | Path, table: str) -> bool:
-    """Return whether the marked block of a markdown file differs from the table; nothing is written.
+def is_stale(file: str | Path, tables: Mapping[str, str]) -> bool:
+    """Return whether a marked block of a markdown file differs from its table; nothing is written.
 
     Raises:
-        RunError: no such file, or not exactly one marked block in it.
+        RunError: see :func:`marked_blocks`.
     """
-    before, after = _with_table(Path(file), table)
+    before, after = _with_tables(Path(file), tables)
     return before != after
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Rewrite or check markdown files; return 0, 1 where a checked block is stale, 2 for unusable files."""
-    parser = argparse.ArgumentParser(prog="python -m worldmpc.report.tables", description="Learning results as markdown.")
-    parser.add_argument("files", nargs="*", default=["README.md"], help="markdown files with a marked block (default README.md)")
+    parser = argparse.ArgumentParser(prog="python -m worldmpc.report.tables", description="Recorded results as markdown.")
+    parser.add_argument("files", nargs="*", default=["README.md"], help="markdown files with marked blocks (default README.md)")
     parser.add_argument("--results", default="results", help="folder of result CSVs (default results)")
+    parser.add_argument("--benchmarks", default="benchmarks/results", help="folder of benchmark records (default benchmarks/results)")
     parser.add_argument("--algorithm", default=DEFAULT_ALGORITHM, help="published curves to compare with (default %(default)s)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a block is stale")
     options = parser.parse_args(argv)
+    makers = {
+        "results": lambda: results_table(options.results, options.algorithm),
+        "benchmarks": lambda: benchmarks_table(options.benchmarks),
+    }
     try:
-        table = results_table(options.results, options.algorithm)
-        stale = [file for file in options.files if (is_stale if options.check else rewrite)(file, table)]
+        needed = {kind for file in options.files for kind in marked_blocks(file)}
+        tables = {kind: make() for kind, make in makers.items() if kind in needed}
+        stale = [file for file in options.files if (is_stale if options.check else rewrite)(file, tables)]
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -90,15 +142,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(options.check and bool(stale))
 
 
-def _with_table(file: Path, table: str) -> tuple[str, str]:
-    if not file.exists():
-        raise RunError(f"{file}: no such file")
-    text = file.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise RunError(f"{file}: expected exactly one block from {BEGIN} to {END}")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return text, f"{head}{BEGIN}\n{table}\n{END}{tail}"
+def _with_tables(file: Path, tables: Mapping[str, str]) -> tuple[str, str]:
+    """Return the text of a file as it is, and as it should be."""
+    kinds = marked_blocks(file)
+    text = before = file.read_text(encoding="utf-8")
+    for kind in kinds:
+        begin, end = block_marks(kind)
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        text = f"{head}{begin}\n{tables[kind]}\n{end}{tail}"
+    return before, text
+
+
+def _benchmark_cells(record: Record, row: Row) -> list[str]:
+    machine = record.machine
+    name = machine["gpu"] if row.device.startswith("cuda") else f"{machine['cpu']}, {machine['cores']} cores"
+    rates = [_round(math.nan if rate is None else rate) for rate in (row.training, row.environment)]
+    return [*settings(row).values(), _verb_cell(row.plan), _verb_cell(row.update), *rates, row.task or "-", name, f"`{record.source}`"]
+
+
+def _verb_cell(verb: Verb | None) -> str:
+    return "-" if verb is None else f"**{verb.median_ms:.{1 if verb.median_ms >= 10 else 2}f}** ({verb.fraction:.0%})"
 
 
 def _cells(row: Comparison, sources: str) -> list[str]:
