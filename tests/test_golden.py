@@ -212,10 +212,10 @@ def test_gradients(name):
     arrays, agent, batch = golden.load(f"{name}_grads"), golden.agent(name), golden.batch(name)
     noise = first_two(agent)
     loss, zs, _ = agent.model_loss(batch, noise)
-    gradients = agent.model_optimizer.split(agent.model_optimizer.gradients(loss))
+    gradients = agent.learner.model_optimizer.split(agent.learner.model_optimizer.gradients(loss))
     expected = {key: value for key, value in golden.parameters(arrays, "update/grad/").items() if not key.startswith("pi.")}
-    assert expected.keys() == set(agent.model_optimizer.names)
-    for key, gradient in zip(agent.model_optimizer.names, gradients, strict=True):
+    assert expected.keys() == set(agent.learner.model_optimizer.names)
+    for key, gradient in zip(agent.learner.model_optimizer.names, gradients, strict=True):
         close(gradient, expected[key], rtol=1e-4, atol=1e-6)
 
 
@@ -234,7 +234,7 @@ def test_update(name, file, prefix, steps):
         noise |= {"pi_policy": recorded["in/eps_z"], "pi_critics": recorded["in/perm_pi"][:2]}
     for step in range(steps):
         check_metrics(agent.update_with_noise(batch, noise), arrays, f"{prefix}/info{step}/")
-    close(agent.scale, arrays[f"{prefix}/scale"])
+    close(agent.learner.scale, arrays[f"{prefix}/scale"])
     check_parameters(agent, golden.parameters(arrays, f"{prefix}/after/"))
 
 
@@ -243,14 +243,14 @@ def test_policy_gradients(name):
     arrays, agent, batch = golden.load(f"{name}_grads"), golden.agent(name), golden.batch(name)
     noise = first_two(agent)
     captured = {}
-    original = agent.policy_optimizer.gradients
+    original = agent.learner.policy_optimizer.gradients
 
     def capture(loss):
         gradients = original(loss)
-        captured.update(zip(agent.policy_optimizer.names, agent.policy_optimizer.split(gradients.clone()), strict=True))
+        captured.update(zip(agent.learner.policy_optimizer.names, agent.learner.policy_optimizer.split([gradient.clone() for gradient in gradients]), strict=True))
         return gradients
 
-    agent.policy_optimizer.gradients = capture
+    agent.learner.policy_optimizer.gradients = capture
     agent.update_with_noise(batch, noise)
     expected = {key: value for key, value in golden.parameters(arrays, "update/grad/").items() if key.startswith("pi.")}
     assert expected.keys() == captured.keys()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -52,7 +53,8 @@ def learning_rate_scale(config: OptimConfig, update: int, total_updates: int) ->
 class GroupOptimizer:
     """Adam over the parameters of a module whose names start with given prefixes, with one gradient clip for all.
 
-    The parameters become views of one flat tensor, so that clipping and Adam are a handful of operations however many there are.
+    The parameters of a group become views of one flat tensor, so that clipping and Adam are a handful of operations however many
+    there are. :meth:`stack` makes one optimizer out of those of several seeds: flat tensors [N, P], everything else per seed.
 
     Args:
         module: owner of the parameters.
@@ -66,41 +68,68 @@ class GroupOptimizer:
         self, module: nn.Module, prefixes: Mapping[str, float], config: OptimConfig, *, eps: float = 1e-8, total_updates: int = 1
     ) -> None:
         self.config, self.total_updates, self.eps = config, total_updates, eps
-        # One group per learning rate, side by side.
+        # One group per learning rate.
         self.scales = list(dict.fromkeys(prefixes.values()))
         prefixes_of = [tuple(prefix for prefix, own in prefixes.items() if own == scale) for scale in self.scales]
         named = [[(name, value) for name, value in module.named_parameters() if name.startswith(group)] for group in prefixes_of]
         self.names = [name for group in named for name, _ in group]
-        self.params = [value for group in named for _, value in group]
-        self.sizes = [sum(value.numel() for _, value in group) for group in named]
-        self.flat = self._tie()
-        device = self.flat.device
+        self.params: list[Tensor] = [value for group in named for _, value in group]
+        self.shapes = [[value.shape for _, value in group] for group in named]
+        self.flats = self._tie()
+        device = self.flats[0].device
         # Learning rates are tensors, so that a schedule never changes what a compiled function reads as a constant.
         self.lrs = [torch.tensor(config.lr * scale, device=device) for scale in self.scales]
         self.steps = [torch.zeros((), device=device) for _ in self.scales]
-        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
+        self.exp_avgs, self.exp_avg_sqs = [torch.zeros_like(flat) for flat in self.flats], [torch.zeros_like(flat) for flat in self.flats]
 
-    def gradients(self, loss: Tensor) -> Tensor:
-        """Return the gradients of a loss [] for the parameters of these groups alone, flat [P]."""
-        return torch.cat([gradient.reshape(-1) for gradient in torch.autograd.grad(loss, self.params)])
+    @classmethod
+    def stack(cls, optimizers: Sequence[GroupOptimizer]) -> GroupOptimizer:
+        """Return one optimizer over the parameters of all [N, ...], of which the given ones, and their modules, then hold views."""
+        first = optimizers[0]
+        stacked = copy.copy(first)
+        for name in ("flats", "exp_avgs", "exp_avg_sqs"):
+            groups = [torch.stack(parts) for parts in zip(*(getattr(optimizer, name) for optimizer in optimizers), strict=True)]
+            setattr(stacked, name, groups)
+            for index, optimizer in enumerate(optimizers):
+                setattr(optimizer, name, [group[index] for group in groups])
+        for optimizer in optimizers:
+            optimizer.lrs, optimizer.steps = first.lrs, first.steps
+            optimizer._point_at_flats()
+        stacked.params = [view.requires_grad_() for view in stacked.split(stacked.flats)]
+        stacked._places = [parameter.data_ptr() for parameter in stacked.params]
+        return stacked
 
-    def step(self, gradients: Tensor, update: int, skip: Tensor) -> tuple[Tensor, Tensor]:
-        """Clip the gradients [P] and apply them, unless ``skip`` [] is 1 or their norm is not finite.
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """Return the gradients of a loss [] for the parameters of these groups alone, one flat tensor [*N, P] per group."""
+        found = torch.autograd.grad(loss, self.params)
+        lead = self.flats[0].shape[:-1]
+        flat = [gradient.reshape(*lead, -1) for gradient in found]
+        ends = [0, *itertools.accumulate(len(shapes) for shapes in self.shapes)]
+        return [torch.cat(flat[begin:end], -1) for begin, end in itertools.pairwise(ends)]
+
+    def schedule(self, update: int) -> None:
+        """Set the learning rates of an update, counted from 0."""
+        if self.config.schedule == "constant":
+            return
+        factor = learning_rate_scale(self.config, update, self.total_updates)
+        for lr, scale in zip(self.lrs, self.scales, strict=True):
+            lr.fill_(self.config.lr * scale * factor)
+
+    def step(self, gradients: list[Tensor], skip: Tensor) -> tuple[Tensor, Tensor]:
+        """Clip the gradients of each seed and apply them, unless ``skip`` [*N] is 1, or their norm not finite, for any seed.
 
         Returns:
-            The norm before clipping [], and 1 where nothing was applied, else 0 [].
+            The norm before clipping [*N], and 1 where a seed was the reason that nothing was applied, else 0 [*N].
         """
-        norm = torch.linalg.vector_norm(gradients)
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient, dim=-1) for gradient in gradients]), dim=0)
         skip = torch.maximum(skip, (~norm.isfinite()).to(skip.dtype))
-        gradients.mul_((self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        if self.config.schedule != "constant":
-            factor = learning_rate_scale(self.config, update, self.total_updates)
-            for lr, scale in zip(self.lrs, self.scales, strict=True):
-                lr.fill_(self.config.lr * scale * factor)
-        if [parameter.data_ptr() for parameter in self.params] != self._places:
-            self.flat = self._tie()  # copied or moved by somebody: what the module holds now is what counts
-        parts = [tensor.split(self.sizes) for tensor in (self.flat, gradients, self.exp_avg, self.exp_avg_sq)]
-        for flat, gradient, exp_avg, exp_avg_sq, step, lr in zip(*parts, self.steps, self.lrs, strict=True):
+        factor = (self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor[..., None])
+        if not torch.compiler.is_compiling() and [parameter.data_ptr() for parameter in self.params] != self._places:
+            self.flats = self._tie()  # copied or moved by somebody: what the module holds now is what counts
+        parts = self.flats, gradients, self.exp_avgs, self.exp_avg_sqs, self.steps, self.lrs
+        for flat, gradient, exp_avg, exp_avg_sq, step, lr in zip(*parts, strict=True):
             adam(
                 [flat],
                 [gradient],
@@ -109,7 +138,8 @@ class GroupOptimizer:
                 [],
                 [step],
                 fused=True,
-                found_inf=skip,  # the fused kernel leaves everything untouched where it is 1
+                capturable=flat.is_cuda,
+                found_inf=skip.amax(),  # the fused kernel leaves everything untouched where it is 1
                 amsgrad=False,
                 beta1=0.9,
                 beta2=0.999,
@@ -123,31 +153,38 @@ class GroupOptimizer:
     def state_dict(self) -> dict[str, Tensor]:
         """Return Adam's moments and step counts by parameter name."""
         state = {}
-        for part, values in (("step", self._each_step()), ("exp_avg", self.split(self.exp_avg)), ("exp_avg_sq", self.split(self.exp_avg_sq))):
+        for part, values in (("step", self._step_of_each()), ("exp_avg", self.split(self.exp_avgs)), ("exp_avg_sq", self.split(self.exp_avg_sqs))):
             state |= {f"{part}.{name}": value for name, value in zip(self.names, values, strict=True)}
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state_dict` returned; an empty state means that no step has been taken."""
-        for part, values in (("exp_avg", self.split(self.exp_avg)), ("exp_avg_sq", self.split(self.exp_avg_sq)), ("step", self._each_step())):
+        for part, values in (("exp_avg", self.split(self.exp_avgs)), ("exp_avg_sq", self.split(self.exp_avg_sqs)), ("step", self._step_of_each())):
             for name, value in zip(self.names, values, strict=True):
                 saved = state.get(f"{part}.{name}")
                 value.copy_(saved) if saved is not None else value.zero_()
 
-    def _tie(self) -> Tensor:
-        """Make the parameters views of one flat tensor, group by group, and return it."""
-        flat = torch.cat([parameter.detach().reshape(-1) for parameter in self.params])
-        for parameter, view in zip(self.params, self.split(flat), strict=True):
+    def split(self, flats: Sequence[Tensor]) -> list[Tensor]:
+        """Return views of flat tensors [*N, P], one per group, in the shapes of the parameters [*N, ...], in the order of ``names``."""
+        views = []
+        for flat, shapes in zip(flats, self.shapes, strict=True):
+            parts = flat.detach().split([shape.numel() for shape in shapes], -1)
+            views += [part.view(*flat.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]
+        return views
+
+    def _tie(self) -> list[Tensor]:
+        """Make the parameters of each group views of a flat tensor, and return these."""
+        ends = [0, *itertools.accumulate(len(shapes) for shapes in self.shapes)]
+        self.flats = [
+            torch.cat([parameter.detach().reshape(-1) for parameter in self.params[begin:end]]) for begin, end in itertools.pairwise(ends)
+        ]
+        self._point_at_flats()
+        return self.flats
+
+    def _point_at_flats(self) -> None:
+        for parameter, view in zip(self.params, self.split(self.flats), strict=True):
             parameter.data = view
         self._places = [parameter.data_ptr() for parameter in self.params]
-        return flat
 
-    def split(self, flat: Tensor) -> list[Tensor]:
-        """Return views of a flat tensor [P] in the shapes of the parameters, in the order of ``names``."""
-        parts = flat.split([parameter.numel() for parameter in self.params])
-        return [part.view(parameter.shape) for part, parameter in zip(parts, self.params, strict=True)]
-
-    def _each_step(self) -> list[Tensor]:
-        ends = list(itertools.accumulate(self.sizes))
-        at = itertools.accumulate((parameter.numel() for parameter in self.params))
-        return [self.steps[next(index for index, end in enumerate(ends) if place <= end)] for place in at]
+    def _step_of_each(self) -> list[Tensor]:
+        return [step for step, shapes in zip(self.steps, self.shapes, strict=True) for _ in shapes]

@@ -133,5 +133,12 @@ def max_q_policy(
 
 def update_scale(scale: Tensor, values: Tensor, tau: float) -> Tensor:
     """Move a running 5th-to-95th percentile range, at least 1, towards that of ``values`` [B]: [] -> []."""
-    low, high = torch.quantile(values, values.new_tensor([0.05, 0.95]))
+    ordered = values.sort().values
+    low, high = (_between(ordered, fraction * (len(values) - 1)) for fraction in (0.05, 0.95))
     return torch.lerp(scale, (high - low).clamp(min=1.0), tau)
+
+
+def _between(ordered: Tensor, place: float) -> Tensor:
+    """Value at a fractional index, linear in between (what torch.quantile does, and torch.vmap can)."""
+    lower = int(place)
+    return torch.lerp(ordered[lower], ordered[min(lower + 1, len(ordered) - 1)], place - lower)

@@ -41,9 +41,9 @@ def test_model_loss_never_reaches_policy_or_targets():
     loss, _, _ = agent.model_loss(batch, agent.streams["update"].draw(agent.noise_specs(3, 8)))
     others = [p for name, p in agent.model.named_parameters() if name.startswith("pi.")]
     assert all(gradient is None for gradient in torch.autograd.grad(loss, others, allow_unused=True))
-    learned = set(agent.model_optimizer.names) | set(agent.policy_optimizer.names)
+    learned = set(agent.learner.model_optimizer.names) | set(agent.learner.policy_optimizer.names)
     assert learned == {name for name, p in agent.model.named_parameters() if p.requires_grad}
-    assert not set(agent.model_optimizer.names) & set(agent.policy_optimizer.names)
+    assert not set(agent.learner.model_optimizer.names) & set(agent.learner.policy_optimizer.names)
 
 
 def test_padding_has_no_influence():
@@ -109,10 +109,11 @@ def test_policy_learns_from_real_states_alone():
     agent = make()
     noise = agent.streams["update"].draw(agent.noise_specs(3, 8))
     zs, junk = agent.model.encode(torch.randn(4, 8, 5)).detach(), agent.model.encode(torch.randn(4, 8, 5)).detach()
-    mask = torch.ones(4, 8)
-    mask[2:, :5] = 0
-    values = [agent.policy_loss(torch.where(mask[..., None] > 0, zs, other), mask, noise)[0] for other in (zs, junk)]
-    assert torch.equal(*values) and not torch.equal(values[0], agent.policy_loss(zs, torch.ones(4, 8), noise)[0])
+    mask, scale = torch.ones(3, 8), torch.ones(())
+    mask[1:, :5] = 0
+    real = torch.cat((torch.ones(1, 8), mask))[..., None] > 0
+    values = [agent.policy_loss(torch.where(real, zs, other), mask, scale, noise)[0] for other in (zs, junk)]
+    assert torch.equal(*values) and not torch.equal(values[0], agent.policy_loss(zs, torch.ones(3, 8), scale, noise)[0])
 
 
 def test_termination_statistics_look_at_the_last_real_step():
@@ -198,9 +199,9 @@ def test_learning_rate_schedules():
 def test_encoder_learns_at_its_own_rate_and_schedules_reach_the_optimiser():
     agent = make(**{"optim.schedule": "warmup", "optim.warmup_updates": 2, "optim.lr": 1e-3})
     agent.update(make_batch())
-    assert [lr.item() for lr in agent.model_optimizer.lrs] == pytest.approx([1.5e-4, *[5e-4] * (len(agent.model_optimizer.lrs) - 1)])
+    assert [lr.item() for lr in agent.learner.model_optimizer.lrs] == pytest.approx([1.5e-4, *[5e-4] * (len(agent.learner.model_optimizer.lrs) - 1)])
     agent.update(make_batch())
-    assert agent.policy_optimizer.lrs[0].item() == pytest.approx(1e-3)
+    assert agent.learner.policy_optimizer.lrs[0].item() == pytest.approx(1e-3)
 
 
 def test_terms_and_weights_must_agree():

@@ -1,14 +1,18 @@
-"""The results table in markdown files."""
+"""The tables of results and benchmarks in markdown files."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.report.test_benchmarks import GPU, bench_record, bench_row
 from worldmpc.report.runs import Run, export_results
-from worldmpc.report.tables import BEGIN, END, main, results_table
+from worldmpc.report.tables import benchmarks_table, block_marks, main, results_table
+
+BEGIN, END = block_marks("results")
 
 
 @pytest.fixture
@@ -51,6 +55,61 @@ def test_unusable_files(project: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "expected exactly one block" in capsys.readouterr().err
     assert main([str(project / "none.md"), "--results", str(project / "results")]) == 2
     assert main([str(project / "README.md"), "--results", str(project / "nowhere")]) == 2
+
+
+def write_benchmarks(project: Path) -> Path:
+    """A folder of two records and two JSON files of other kinds."""
+    folder = project / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    cpu = bench_record([bench_row("cpu"), bench_row("cpu", planner={"mpc": False, "horizon": 5}, end_to_end=False, threads=1)])
+    fast = {"compile": True, "cuda_graph": True, "model": {"size": "48"}, "env": {"num_envs": 8}}
+    gpu = bench_record([bench_row("default", device="cuda", planner={"precision": "bf16"}, **fast)], GPU)
+    for name, data in {"a.json": cpu, "b.json": gpu, "compiled.json": {"rows": [{"set": "x"}]}, "old.json": [1]}.items():
+        (folder / name).write_text(json.dumps(data))
+    return folder
+
+
+def test_benchmarks(project: Path) -> None:
+    lines = benchmarks_table(write_benchmarks(project)).splitlines()
+    times = "**12.3** (50%) | **4.00** (25%) | 40 | 9000 | dmc/cartpole-swingup"
+    assert lines[0].startswith(
+        "| model | preset | device | precision | compile | envs | obs + actions | plan ms | update ms | decisions/s |"
+    )
+    assert lines[2] == f"| cpu | cpu | cpu, 2 threads | fp32 | no | 1 | 24 + 6 | {times} | Some CPU, 2 cores | `results/a.json` |"
+    assert lines[3] == (
+        "| cpu | cpu planner.mpc=False planner.horizon=5 | cpu, 1 thread | fp32 | no | 1 | 24 + 6 "
+        "| - | **4.00** (25%) | - | - | - | Some CPU, 2 cores | `results/a.json` |"
+    )
+    assert lines[4] == f"| 48 | default | cuda | bf16 / fp32 | compile + graph | 8 | 24 + 6 | {times} | Some GPU | `results/b.json` |"
+    assert len({line.count("|") for line in lines[:5]}) == 1 and lines[5] == "" and "Median milliseconds" in lines[6]
+
+
+def test_both_blocks_of_a_file(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, readme, other = write_benchmarks(project), project / "README.md", project / "other.md"
+    marks = block_marks("benchmarks")
+    readme.write_text(f"{readme.read_text()}\n{marks[0]}\n{marks[1]}\nLast.\n")
+    other.write_text("\n".join(marks))
+    files, folders = [str(readme), str(other)], ["--results", str(project / "results"), "--benchmarks", str(folder)]
+    assert main([*files, *folders]) == 0
+    text = readme.read_text()
+    assert text.index("cartpole-swingup | cpu | 3") < text.index("End.") < text.index("Some GPU") < text.index("Last.")
+    assert "Some GPU" in other.read_text() and "prior alone" not in other.read_text()
+    assert main([*files, "--check", *folders]) == 0
+    (folder / "b.json").unlink()
+    capsys.readouterr()
+    assert main([*files, "--check", *folders]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 2 and readme.read_text() == text
+    readme.write_text(text.replace(marks[1], ""))
+    assert main([*files, *folders]) == 2
+    assert f"expected exactly one block from {marks[0]}" in capsys.readouterr().err
+    (folder / "a.json").write_text('{"schema": "worldmpc.bench/1"')
+    assert main([str(other), *folders]) == 2
+    assert "a.json: not JSON" in capsys.readouterr().err
+    assert main([str(other), "--benchmarks", str(project / "nowhere")]) == 2
+
+
+def test_no_benchmarks_yet(tmp_path: Path) -> None:
+    assert "No benchmarks in" in benchmarks_table(tmp_path)
 
 
 def test_no_results_yet(tmp_path: Path) -> None:

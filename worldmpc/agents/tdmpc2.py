@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from worldmpc import losses
+from worldmpc.agents.learner import Learner
 from worldmpc.config import ConfigError, RunConfig, discount_from_episode_length
 from worldmpc.functional import GroupOptimizer, maybe_compile
 from worldmpc.models.kernels import constant_parameters
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec, NoiseStream
 from worldmpc.planners.sampling import MPPI
-from worldmpc.types import ActOutput, Batch, Carry, EnvSpec, LossTerm, Metrics, Mode, Noise
+from worldmpc.types import ActOutput, Batch, Carry, EnvSpec, LossTerm, Metrics, Mode, Noise, PlanResult, PlanState
 
 
 class TDMPC2:
@@ -46,15 +47,22 @@ class TDMPC2:
         if self.terminates:
             self.terms["termination"], self.weights["termination"] = losses.termination, config.loss.termination_coef
             groups["termination."] = 1.0
-        self.model_optimizer = GroupOptimizer(self.model, groups, config.optim, total_updates=total_updates)
-        self.policy_optimizer = GroupOptimizer(self.model, {"pi.": 1.0}, config.optim, eps=1e-5, total_updates=total_updates)
-        self.scale = torch.ones((), device=self.device)
-        self.updates = 0
-        self.skipped = torch.zeros((), device=self.device)
+        self.learner = Learner(
+            config,
+            maybe_compile(self.model_loss, config.compile),
+            maybe_compile(self.policy_loss, config.compile),
+            GroupOptimizer(self.model, groups, config.optim, total_updates=total_updates),
+            GroupOptimizer(self.model, {"pi.": 1.0}, config.optim, eps=1e-5, total_updates=total_updates),
+            self.model.update_target,
+            torch.ones((), device=self.device),
+        )
         self.streams = {name: NoiseStream(config.seed, name, device=self.device) for name in ("explore", "eval", "update")}
-        self._model_loss = maybe_compile(self.model_loss, config.compile)
-        self._policy_loss = maybe_compile(self.policy_loss, config.compile)
         self._plan = maybe_compile(self.planner.plan, config.compile)
+
+    @property
+    def updates(self) -> int:
+        """Updates so far."""
+        return self.learner.updates
 
     def init_carry(self, num_envs: int) -> Carry:
         """Return the carry of ``num_envs`` fresh episodes."""
@@ -63,21 +71,25 @@ class TDMPC2:
     @torch.no_grad()
     def act(self, carry: Carry, obs: Tensor, mode: Mode) -> ActOutput:
         """Choose actions: [E, O] -> [E, A] in [-1, 1]; ``mode`` is explore, eval, or prior (the policy's mean)."""
-        z = self.model.encode(obs.to(self.device))
-        stream = self.streams["explore" if mode == "explore" else "eval"]
+        obs, stream = obs.to(self.device), self.streams["explore" if mode == "explore" else "eval"]
         if mode == "prior" or not self.config.planner.mpc:
             eps = stream.draw({"eps": NoiseSpec("normal", (len(obs), self.spec.action_dim))})["eps"]
-            action = self.model.propose(z, eps if mode == "explore" else torch.zeros_like(eps))
+            action = self.model.propose(self.model.encode(obs), eps if mode == "explore" else torch.zeros_like(eps))
             return ActOutput(action, carry, {}, {})
-        noise = stream.draw(self.planner.noise_specs(len(obs)))
-        with constant_parameters(), self._autocast(self.config.planner.precision):
-            plan = self._plan(self.model, z, carry.plan, noise, mode == "explore")
-        extras = {"plan_mean": plan.mean[:, 0], "plan_std": plan.std[:, 0], "plan_value": plan.value}
-        return ActOutput(plan.action, Carry(plan.state), extras, plan.metrics)
+        return plan_output(self.plan(obs, carry.plan, stream.draw(self.planner.noise_specs(len(obs))), mode == "explore"))
+
+    def plan(self, obs: Tensor, state: PlanState, noise: Noise, explore: bool) -> PlanResult:
+        """Encode observations [E, O] and plan from there."""
+        with constant_parameters(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.planner.precision == "bf16"):
+            return self._plan(self.model, self.model.encode(obs), state, noise, explore)
 
     def update(self, batch: Batch) -> Metrics:
         """Do one published update: world model, then policy, then slow critics."""
         return self.update_with_noise(batch, self.streams["update"].draw(self.noise_specs(batch.reward.shape[0], batch.reward.shape[1])))
+
+    def update_with_noise(self, batch: Batch, noise: Noise) -> Metrics:
+        """Do one update with given noise; a loss or gradient that is not finite, or a loss above ``train.max_loss``, is not applied."""
+        return self.learner.update(batch, noise)
 
     def noise_specs(self, length: int, batch_size: int) -> dict[str, NoiseSpec]:
         """Declare the noise of one update on a batch of ``length`` steps."""
@@ -93,36 +105,17 @@ class TDMPC2:
             specs["pi_keep"] = NoiseSpec("keep", (2, length + 1, batch_size, self.model.hidden_dim), rate)
         return specs
 
-    def update_with_noise(self, batch: Batch, noise: Noise) -> Metrics:
-        """Do one update with given noise; a loss or gradient that is not finite, or a loss above ``train.max_loss``, is not applied."""
-        with constant_parameters():
-            with self._autocast(self.config.train.precision):
-                loss, zs, metrics = self._model_loss(batch, noise)
-            gradients = self.model_optimizer.gradients(loss)
-        metrics["grad_norm"], skip = self.model_optimizer.step(gradients, self.updates, self._diverged(loss))
-        mask = torch.cat((torch.ones_like(batch.mask[:1]), batch.mask))
-        with constant_parameters():
-            with self._autocast(self.config.train.precision):
-                loss, policy_metrics = self._policy_loss(zs, mask, noise)
-            gradients = self.policy_optimizer.gradients(loss)
-        skip = torch.maximum(skip, self._diverged(loss))
-        policy_metrics["pi_grad_norm"], skip = self.policy_optimizer.step(gradients, self.updates, skip)
-        self.scale = torch.where(skip > 0, self.scale, policy_metrics["pi_scale"])
-        self.model.update_target(self.config.loss.tau * (1 - skip))
-        self.updates += 1
-        self.skipped = self.skipped + skip
-        return metrics | policy_metrics | {"pi_loss": loss.detach(), "skipped_updates": self.skipped}
-
     def model_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor, Metrics]:
         """Return the world model's loss [], the imagined latents [T+1, B, Z] without gradient, and metrics."""
         rollout = losses.roll(self.model, batch, self.discount, self.config.loss.rho, noise)
         loss, metrics = losses.weighted_sum(self.terms, self.weights, self.model, rollout, batch, noise)
         return loss, rollout.zs.detach(), metrics
 
-    def policy_loss(self, zs: Tensor, mask: Tensor, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Return the policy's loss [] and metrics."""
+    def policy_loss(self, zs: Tensor, mask: Tensor, scale: Tensor, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Return the policy's loss [] and metrics: latents [T+1, B, Z], mask of the steps [T, B], running scale []."""
         config = self.config.loss
-        return losses.max_q_policy(self.model, zs, mask, self.scale, config.rho, config.entropy_coef, config.tau, noise)
+        mask = torch.cat((torch.ones_like(mask[:1]), mask))
+        return losses.max_q_policy(self.model, zs, mask, scale, config.rho, config.entropy_coef, config.tau, noise)
 
     def reset_eval_noise(self, *index: int) -> None:
         """Start the evaluation stream anew, so that evaluations neither depend on nor disturb anything else."""
@@ -132,26 +125,26 @@ class TDMPC2:
         """Return parameters, optimisers, running scale, counter and random streams."""
         return {
             "model": dict(self.model.state_dict()),
-            "model_optimizer": self.model_optimizer.state_dict(),
-            "policy_optimizer": self.policy_optimizer.state_dict(),
-            "scale": self.scale,
-            "updates": self.updates,
+            "model_optimizer": self.learner.model_optimizer.state_dict(),
+            "policy_optimizer": self.learner.policy_optimizer.state_dict(),
+            "scale": self.learner.scale,
+            "updates": self.learner.updates,
             "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.model.load_state_dict(state["model"])
-        self.model_optimizer.load_state_dict(state["model_optimizer"])
-        self.policy_optimizer.load_state_dict(state["policy_optimizer"])
-        self.scale = state["scale"].to(self.device)
-        self.updates = int(state["updates"])
+        self.learner.model_optimizer.load_state_dict(state["model_optimizer"])
+        self.learner.policy_optimizer.load_state_dict(state["policy_optimizer"])
+        self.learner.scale.copy_(state["scale"])
+        self.learner.updates = int(state["updates"])
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])
 
-    def _autocast(self, precision: str) -> torch.autocast:
-        """Networks inside multiply bfloat16 numbers where ``precision`` says so; what they return is float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
-    def _diverged(self, loss: Tensor) -> Tensor:
-        return (~(loss.detach().abs() < self.config.train.max_loss)).to(loss.dtype)
+def plan_output(plan: PlanResult) -> ActOutput:
+    """Return a plan as the answer of an agent."""
+    return ActOutput(
+        plan.action, Carry(plan.state), {"plan_mean": plan.mean[:, 0], "plan_std": plan.std[:, 0], "plan_value": plan.value}, plan.metrics
+    )

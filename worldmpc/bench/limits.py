@@ -72,11 +72,11 @@ class Limit:
 
 
 class LaunchFloor:
-    """A CUDA graph of one kernel that sets one number: what starting any graph, and waiting for its end, costs at least."""
+    """A CUDA graph of one kernel that counts its calls in ``calls`` []: what starting any graph, and waiting for its end, costs at least."""
 
     def __init__(self, device: torch.device) -> None:
-        self._number = torch.ones(1, device=device)
-        self._graph = _capture(self._number.zero_, device)
+        self.calls = torch.zeros((), device=device)
+        self._graph = _capture(lambda: self.calls.add_(1), device)
 
     def __call__(self) -> None:
         """Start it; whoever measures waits for its end."""

@@ -39,7 +39,8 @@ def bench(words: list[str]) -> int:
         measuring.check(each.config, **sizes)
     old = None if options["compare"] is None else read_record(options["compare"])
     console, target = console_for(options["json"]), options["json"]
-    rows: list[dict[str, Any]] = []
+    record = measuring.record([])
+    rows: list[dict[str, Any]] = record["rows"]
     status = 0
     try:
         for number, each in enumerate(configurations, 1):
@@ -51,10 +52,9 @@ def bench(words: list[str]) -> int:
                 status = max(status, _report(each.label, error))
                 continue
             if target != "-":
-                write_json(target, measuring.record(rows))
+                write_json(target, record)
     finally:
         if rows:
-            record = measuring.record(rows)
             _print(parse_record(record, "this run"), old, console)
             if target == "-":
                 write_json(target, record)
@@ -91,11 +91,13 @@ def _report(label: str, error: Exception) -> int:
 def _print(record: Record, old: Record | None, console: Console) -> None:
     rows = record.rows
     common, varying = common_and_varying(rows)
-    table = Table(title=", ".join(f"{name} {value}" for name, value in common.items()), box=SIMPLE, padding=(0, 1), pad_edge=False)
+    say(console, f"\n{', '.join(f'{name} {value}' for name, value in common.items())}")
+    table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False)
     columns = [{**own, **_numbers(row)} for own, row in zip(varying, rows, strict=True)]
     names = [name for name in {name: None for row in columns for name in row} if any(row.get(name, "") for row in columns)]
     for name in names:
-        table.add_column(name, justify="left" if name in varying[0] else "right")
+        setting = name in varying[0]
+        table.add_column(name if setting else name.replace(" ", "\n"), justify="left" if setting else "right", vertical="bottom")
     for row in columns:
         table.add_row(*(row.get(name) or "-" for name in names))
     console.print(table)
@@ -148,7 +150,8 @@ def _print_changes(record: Record, old: Record, console: Console) -> None:
     measured = list(dict.fromkeys(change.row for change in found))
     common, varying = common_and_varying(measured)
     own = dict(zip(measured, varying, strict=True))
-    table = Table(title=f"against {old.source}", box=SIMPLE, padding=(0, 1), pad_edge=False)
+    say(console, f"\nagainst {old.source}")
+    table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False)
     for name in (*varying[0], ""):
         table.add_column(name)
     for name in ("old", "new", "speed", "old share", "new share"):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch import pyfunctorch
 
 from worldmpc.models import native
 from worldmpc.models.native import CNet, Facts, constant_parameters
@@ -67,14 +68,16 @@ def mlp(
     bf16 = torch.is_autocast_enabled("cpu")
     facts = Facts(len(members), groups, strided, bf16)
     x1 = parts[0]
-    shared = len(parts) == 2 and x1.dim() > 2 and x1.stride(-2) == 0 and not torch.is_grad_enabled()
+    shared = len(parts) == 2 and x1.dim() > 2 and not _mapped(x1) and x1.stride(-2) == 0 and not torch.is_grad_enabled()
     x1 = (x1[..., 0, :] if shared else x1).reshape(1, -1, x1.shape[-1]).contiguous()
     x2 = parts[1].reshape(1, -1, parts[1].shape[-1]).contiguous() if len(parts) == 2 else None
     if keep is not None:
         keep = keep.reshape(1, len(members), -1, keep.shape[-1]).contiguous()
     params = [None if part is None else part.contiguous() for layer in layers for part in layer]
-    if torch.is_grad_enabled():
-        out: Tensor = _MLP.apply(x1, x2, keep, members, facts, *params)  # type: ignore[assignment]
+    if _mapped(x1, *params):
+        out: Tensor = _MappedMLP.apply(x1, x2, keep, members, facts, *params)  # type: ignore[assignment]
+    elif torch.is_grad_enabled():
+        out = _MLP.apply(x1, x2, keep, members, facts, *params)  # type: ignore[assignment]
     else:
         out = _forward(x1, x2, keep, members, facts, False, params)[0]
     return out.view(*(() if weight.dim() == 2 else (len(members),)), *lead, out.shape[-1])
@@ -97,9 +100,20 @@ def _library_for(parts: Sequence[Tensor], weight: Tensor) -> native.Library | No
         return None
     if torch.is_autocast_enabled("cpu") and not library.bf16:
         return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return None
-    return library
+    return library if _transforms_are_one_vmap() else None
+
+
+def _transforms_are_one_vmap() -> bool:
+    """Whether no transform of torch.func is active, or torch.vmap alone, for which the functions below have rules."""
+    if torch._C._functorch.peek_interpreter_stack() is None:  # pyright: ignore[reportAttributeAccessIssue]
+        return True
+    active = pyfunctorch.retrieve_all_functorch_interpreters()
+    return len(active) == 1 and isinstance(active[0], pyfunctorch.VmapInterpreter)
+
+
+def _mapped(*tensors: Tensor | None) -> bool:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
+    return any(wrapped(tensor) for tensor in tensors if tensor is not None)
 
 
 def _plain(
@@ -250,6 +264,60 @@ class _MLP(torch.autograd.Function):
         return dx1, dx2, None, None, None, *gradients.grads
 
 
+def _with_seeds(tensor: Any, dim: int | None, seeds: int) -> Any:
+    """Bring the mapped dimension to the front, or repeat what is not mapped."""
+    if tensor is None:
+        return None
+    return (tensor.expand(seeds, *tensor.shape) if dim is None else tensor.movedim(dim, 0)).contiguous()
+
+
+class _MappedMLP(torch.autograd.Function):
+    """:class:`_MLP` under ``torch.vmap``: the mapped dimension becomes the library's seeds. Never runs by itself."""
+
+    @staticmethod
+    def forward(x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor, facts: Facts, *params: Tensor | None) -> Tensor:
+        raise AssertionError("a mapped network was called outside of torch.vmap")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        seeds, facts = info.batch_size, args[4]
+        dims = [dim if isinstance(dim, int) else None for dim in in_dims]
+        x1, x2, keep = (_with_seeds(tensor, dim, seeds) for tensor, dim in zip(args[:3], dims[:3], strict=True))
+        members = _with_seeds(args[3], dims[3], seeds)
+        params = [_with_seeds(tensor, dim, seeds) for tensor, dim in zip(args[5:], dims[5:], strict=True)]
+        x1, x2, keep = (None if tensor is None else tensor[:, 0] for tensor in (x1, x2, keep))
+        own = params[0].shape[1] if params[0].dim() == 4 else 1
+        members = (members + own * torch.arange(seeds)[:, None]).contiguous()
+        if torch.is_grad_enabled():
+            return _MLP.apply(x1, x2, keep, members, facts, *params)[:, None], 0  # type: ignore[index]
+        return _forward(x1, x2, keep, members, facts, False, params)[0][:, None], 0
+
+
+class _MappedRollout(torch.autograd.Function):
+    """:class:`_Rollout` under ``torch.vmap``."""
+
+    @staticmethod
+    def forward(z: Tensor, actions: Tensor, facts: Facts, *params: Tensor | None) -> Tensor:
+        raise AssertionError("a mapped network was called outside of torch.vmap")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        seeds, facts = info.batch_size, args[2]
+        dims = [dim if isinstance(dim, int) else None for dim in in_dims]
+        z, actions = (_with_seeds(tensor, dim, seeds) for tensor, dim in zip(args[:2], dims[:2], strict=True))
+        params = [_with_seeds(tensor, dim, seeds) for tensor, dim in zip(args[3:], dims[3:], strict=True)]
+        steps = actions[:, :, 0].transpose(0, 1).contiguous()  # [N, T, 1, M, A] -> [T, N, M, A]
+        return _Rollout.apply(z[:, 0].contiguous(), steps, facts, *params)[:, :, None], 1  # type: ignore[index]
+
+
 class _Rollout(torch.autograd.Function):
     """A network applied to its own result, with a new second input at every step; the weights' gradients are one product."""
 
@@ -311,7 +379,8 @@ def rollout(z: Tensor, actions: Tensor, layers: Sequence[Layer], groups: int, st
     rows = z.reshape(1, -1, z.shape[-1]).contiguous()
     steps = actions.reshape(len(actions), 1, -1, actions.shape[-1]).contiguous()
     facts = Facts(1, groups, strided, torch.is_autocast_enabled("cpu"))
-    zs: Tensor = _Rollout.apply(rows, steps, facts, *params)  # type: ignore[assignment]
+    function = _MappedRollout if _mapped(rows, *params) else _Rollout
+    zs: Tensor = function.apply(rows, steps, facts, *params)  # type: ignore[assignment]
     return zs.view(len(actions) + 1, *z.shape)
 
 
@@ -345,8 +414,8 @@ def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps
     Returns:
         [E, S], or None where the library cannot do it.
     """
-    shared = z.dim() == 3 and z.stride(1) == 0
-    if not shared or torch.is_grad_enabled() or _library_for((z[:, :1].expand(-1, z.shape[1], -1), actions[0]), nets.dynamics[0][0]) is None:
+    weight = nets.dynamics[0][0]
+    if torch.is_grad_enabled() or z.dim() != 3 or _library_for((z, actions[0]), weight) is None or _mapped(z, weight) or z.stride(1) != 0:
         return None
     library = native.library()
     assert not isinstance(library, str)
