@@ -97,7 +97,7 @@ def evaluate(
         if "/" not in task:
             raise ConfigError(f"task: the agent was made for the environment object {task}; pass a function that makes it")
     number = episodes if agent.spec.episode_length is None else min(episodes, MAX_EVAL_ENVS)
-    config = dataclasses.replace(agent.config.env, num_envs=number, workers="sync")
+    config = dataclasses.replace(agent.config.env, num_envs=number, workers="sync", num_workers=None)
     if isinstance(task, gymnasium.Env):
         config = dataclasses.replace(config, num_envs=1)
     if isinstance(task, gymnasium.vector.VectorEnv):

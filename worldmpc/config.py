@@ -13,7 +13,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -166,6 +166,7 @@ class RunConfig:
     agent: Literal["tdmpc2"] = key("tdmpc2", "algorithm")
     preset: str = key("default", "named set of values: default (5M, published), cpu, debug; overrides come on top")
     seed: int = key(1, "seed of networks, exploration, replay sampling and environments")
+    seeds: tuple[int, ...] | None = key(None, "train these seeds together as one batched model, [1,2,3]; each ends as if trained alone with seed=")
     steps: int = key(1_000_000, "simulator steps to train for (decisions x action repeat)")
     eval_freq: int = key(10_000, "simulator steps between evaluations")
     device: str = key("auto", "auto, cpu, cuda, cuda:<index> or mps")
@@ -338,6 +339,12 @@ def validate(config: RunConfig) -> RunConfig:
     for name in ("planner.num_pi_trajs", "planner.extra_iterations", "optim.warmup_updates", "threads", "seed"):
         require(lookup(config, name) >= 0, name, "0 or more")
     require(config.seed < 2**63, "seed", "less than 2**63")
+    if config.seeds is not None:
+        distinct = len(set(config.seeds)) == len(config.seeds) > 0
+        require(distinct and all(0 <= seed < 2**63 for seed in config.seeds), "seeds", "different numbers from 0 to 2**63 - 1, as in [1,2,3]")
+        require(len(config.seeds) <= 64, "seeds", "at most 64 of them")
+        require(config.train.until_return is None, "train.until_return", "null with seeds, as they train in step")
+        require(config.resume in ("never", "auto"), "resume", "never or auto with seeds, as each has a folder of its own")
     for name, most in (("threads", 4096), ("env.num_envs", 65_536), ("env.action_repeat", 100_000), ("env.episode_length", 10**9)):
         require((lookup(config, name) or 0) <= most, name, f"at most {most}")
     warms_up = config.optim.schedule != "warmup" or config.optim.warmup_updates >= 1
@@ -431,6 +438,10 @@ def _convert(value: Any, kind: Any, dotted: str) -> Any:
         return int(value)
     if kind is str and isinstance(value, int):
         return str(value)
+    if origin is tuple:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise ConfigError(f"{dotted}: expected a list, as in {dotted}=[1,2,3], got {value!r}")
+        return tuple(_convert(item, arguments[0], dotted) for item in value)
     if not isinstance(value, kind):
         raise ConfigError(f"{dotted}: expected {kind.__name__}, got {value!r}")
     return value

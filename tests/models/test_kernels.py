@@ -4,6 +4,7 @@ import copy
 import itertools
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache
 from typing import NamedTuple
 
@@ -69,7 +70,7 @@ def calls(request, monkeypatch):
 
 
 @pytest.fixture(params=[*native.VARIANTS, TORCH])
-def either(request, monkeypatch):
+def every(request, monkeypatch):
     """Each library and PyTorch in turn."""
     use(monkeypatch, request.param)
     return request.param
@@ -80,6 +81,27 @@ def best(monkeypatch):
     """The library that is used here, if any, with the calls of it."""
     library = native.library()
     return use(monkeypatch, TORCH if isinstance(library, str) else library.name)
+
+
+@pytest.fixture
+def fast(best):
+    """The same where there is one."""
+    if isinstance(native.library(), str):
+        pytest.skip(native.library())
+    return best
+
+
+@pytest.fixture(params=["library", TORCH])
+def either(request, monkeypatch):
+    """The library that is used here and PyTorch in turn, for what does not depend on the processor."""
+    library = native.library()
+    if request.param == TORCH:
+        use(monkeypatch, TORCH)
+    elif isinstance(library, str):
+        pytest.skip(library)
+    else:
+        use(monkeypatch, library.name)
+    return request.param
 
 
 @pytest.fixture
@@ -267,13 +289,13 @@ SHAPES |= {f"{name}, strided": shape | {"strided": True} for name, shape in SHAP
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_any_shape(shape, either):
+def test_any_shape(shape, every):
     for rows, dropout in ((4, False), (29, True), (300, False)):
         check(make((rows,), dropout=dropout, **shape))
 
 
 @pytest.mark.parametrize("lead", [(), (1,), (1, 1), (3, 5), (2, 3, 4), (5, 1, 7)], ids=str)
-def test_any_leading_dimensions(lead, either):
+def test_any_leading_dimensions(lead, every):
     check(make(lead, ((7, 2), 24, 24, 5), dropout=True))
     check(make(lead, ((7, 2), 24, 24, 5), members=3, heads=[2, 0], dropout=True))
     check(make(lead, ((7,), 24, 16), groups=8))
@@ -281,20 +303,20 @@ def test_any_leading_dimensions(lead, either):
 
 @pytest.mark.parametrize("heads", [None, [1], [3, 0], [4, 1, 0, 3, 2]], ids=str)
 @pytest.mark.parametrize("dropout", [False, True])
-def test_ensembles(heads, dropout, either):
+def test_ensembles(heads, dropout, every):
     """Members that are not evaluated have gradients of zero."""
-    for rows in (3, 25, 280):
+    for rows in (25, 280):
         check(make((rows,), ((130, 3), 130, 24, 101), members=5, heads=heads, dropout=dropout))
     check(make((40,), ((7,), 24, 16), members=5, heads=heads, dropout=dropout, groups=8))
 
 
 @pytest.mark.parametrize("wanted", ["", "x1", ".*"])
-def test_a_member_evaluated_twice(wanted, either):
+def test_a_member_evaluated_twice(wanted, every):
     check(make((40,), ((24, 3), 33, 24, 5), members=3, heads=[2, 2]), wanted)
     check(make((40,), ((24, 3), 33, 24, 5), members=3, heads=[1, 1, 0], dropout=True), wanted)
 
 
-def test_members_alone_in_their_ensemble(either):
+def test_members_alone_in_their_ensemble(every):
     check(make((20,), ((7,), 24, 5), members=1))
     check(make((20,), ((7,), 24, 5), members=1, heads=[0], dropout=True))
 
@@ -527,7 +549,7 @@ def test_results_of_a_simnorm_are_part_of_its_gradient(either):
 
 
 @pytest.mark.parametrize("name", ["x1", "x2", "0.weight", "1.weight", "1.ln_weight"])
-def test_changes_before_the_backward_pass_are_noticed(name, calls):
+def test_changes_before_the_backward_pass_are_noticed(name, fast):
     case = fresh(make((30,), ((24, 3), 33, 33, 5)))
     value = evaluate(case)
     with torch.no_grad():
@@ -544,11 +566,34 @@ def test_two_backward_passes(either):
     assert all(torch.equal(one, other) for one, other in zip(first, torch.autograd.grad(value, inputs, grad), strict=True))
 
 
-def test_inference_mode(either):
-    case = make((30,), ((24, 3), 33, 5))
+def test_inference_mode_leaves_nothing_behind(either):
+    """What it makes cannot be kept for a backward pass, so nothing of it may be used again."""
+    case = fresh(make((30,), ((24, 3), 33, 5), members=11))  # a number that no other test has
     with torch.inference_mode():
         value = evaluate(case)
-    assert torch.equal(value, evaluate(case))
+    assert torch.equal(evaluate(case), value)
+    check(case)
+
+
+@pytest.mark.parametrize("scoped", [False, True])
+def test_memory_is_on_the_cpu_whatever_the_default(scoped, fast, monkeypatch):
+    case, library = fresh(make((30,), ((24, 3), 33, 5), members=12)), native.library()
+    grad = torch.randn(12, 30, 5)
+    expected = gradients(evaluate, case, grad)
+
+    def looked_at(function):
+        def call(net):
+            assert net.members and net.layer[0].packed and net.layer[0].ready
+            assert function is library.forward or net.layer[0].dh
+            return function(net)
+
+        return call
+
+    guarded = {name: looked_at(getattr(library, name)) for name in ("forward", "backward_rows", "backward_weights")}
+    monkeypatch.setattr(native, "library", lambda: library._replace(**guarded))
+    with torch.device("meta"), constant_parameters() if scoped else nullcontext():
+        found = gradients(evaluate, case, grad)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_no_rows(either):
@@ -578,25 +623,26 @@ def test_double_precision_stays_double(best):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")], ids=str)
-@pytest.mark.parametrize("place", ["x1", "x2", "0.weight", "0.bias", "1.ln_weight", "1.ln_bias", "2.weight", "2.bias"])
 @pytest.mark.parametrize("groups", [0, 8])
-def test_divergence_shows(bad, place, groups, calls):
+def test_divergence_shows(bad, groups, calls):
     """What PyTorch gives as a finite number is finite, and nothing else."""
-    case = make((20,), ((24, 3), 33, 24, 16), groups=groups)
-    named(case)[place].view(-1)[5] = bad
-    ours, theirs = fresh(case), fresh(case)
-    value, expected = evaluate(ours), plain(theirs)
-    assert not expected.isfinite().all()
-    assert torch.equal(value.isfinite(), expected.isfinite())
-    assert_close(value[value.isfinite()], expected[value.isfinite()], rtol=1e-5, atol=1e-5)
-    grad = torch.ones_like(value)
-    expected = gradients(plain, theirs, grad)
-    for name, gradient in gradients(evaluate, ours, grad).items():
-        assert torch.equal(gradient.isfinite(), expected[name].isfinite()), name
+    for place in ("x1", "x2", "0.weight", "0.bias", "1.ln_weight", "1.ln_bias", "2.weight", "2.bias"):
+        case = make((20,), ((24, 3), 33, 24, 16), groups=groups)
+        named(case)[place].view(-1)[5] = bad
+        ours, theirs = fresh(case), fresh(case)
+        value, expected = evaluate(ours), plain(theirs)
+        finite, grad = expected.isfinite(), torch.ones_like(value)
+        assert not finite.all() and torch.equal(value.isfinite(), finite), place
+        assert_close(value[finite], expected[finite], rtol=1e-5, atol=1e-5)
+        expected = gradients(plain, theirs, grad)
+        for name, gradient in gradients(evaluate, ours, grad).items():
+            assert torch.equal(gradient.isfinite(), expected[name].isfinite()), (place, name)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
 def test_divergence_shows_in_half_precision(bad, calls):
+    if not native.library().bf16:
+        pytest.skip("left to PyTorch, whose product takes bad numbers to other rows")
     for place in ("x1", "x2", "0.weight", "1.bias"):
         case = make((20,), ((25, 3), 33, 7))
         named(case)[place].view(-1)[5] = bad
@@ -606,7 +652,7 @@ def test_divergence_shows_in_half_precision(bad, calls):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
-def test_rows_do_not_infect_each_other(bad, either):
+def test_rows_do_not_infect_each_other(bad, every):
     case = make((40,), ((24, 3), 33, 16), members=2, groups=8)
     expected = evaluate(case)
     case.parts[0][13] = bad
@@ -623,7 +669,7 @@ def activation(values, rows=12):
     return Case([torch.zeros(rows, 3)], [first, (torch.eye(width), torch.zeros(width), None, None)]), bias
 
 
-def test_mish_and_its_slope_far_from_zero(either):
+def test_mish_and_its_slope_far_from_zero(every):
     numbers = torch.linspace(-60, 60, 481)
     case, bias = activation(numbers)
     double = numbers.double().requires_grad_()
@@ -632,11 +678,11 @@ def test_mish_and_its_slope_far_from_zero(either):
     value = evaluate(case)
     assert_close(value.double(), expected.detach().expand_as(value), rtol=2e-6, atol=0)
     (found,) = torch.autograd.grad(value[:1].sum(), bias)
-    assert_close(found.double(), slope, rtol=2e-5, atol=1e-30 if either != TORCH else 1e-12)
+    assert_close(found.double(), slope, rtol=2e-5, atol=1e-30 if every != TORCH else 1e-12)
     close(found, slope, 1e-6)
 
 
-def test_mish_of_huge_numbers(either):
+def test_mish_of_huge_numbers(every):
     numbers = torch.tensor([-1e10, -1e4, -100, 100, 1e4, 1e10])
     case, bias = activation(numbers)
     value = evaluate(case)
@@ -646,13 +692,13 @@ def test_mish_of_huge_numbers(either):
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e4, 1e15])
-def test_inputs_of_any_size(scale, either):
+def test_inputs_of_any_size(scale, every):
     """Norms divide by their size, down to that of their own constant."""
     case = make((30,), ((24, 3), 33, 16), groups=8)
     check(case._replace(parts=[part * scale for part in case.parts]), r"\d.ln.*", tolerance=5e-6)
 
 
-def test_norms_of_numbers_that_hardly_differ(either):
+def test_norms_of_numbers_that_hardly_differ(every):
     """A mean a thousand times the deviation costs three digits and no more."""
     case = make((30,), ((24,), 33, 5))
     first = case.layers[0]
@@ -660,7 +706,7 @@ def test_norms_of_numbers_that_hardly_differ(either):
 
 
 @pytest.mark.parametrize("strided", [False, True])
-def test_simnorm_of_certainties(strided, either):
+def test_simnorm_of_certainties(strided, every):
     """One entry of each group has all the weight; nothing overflows."""
     logits = torch.zeros(16)
     logits[[3, 14]] = torch.tensor([200.0, 1e6])
@@ -695,7 +741,7 @@ def rounded(case: Case) -> Case:
 
 @torch.no_grad()
 @pytest.mark.parametrize("shape", HALF.values(), ids=HALF)
-def test_half_precision(shape, either):
+def test_half_precision(shape, every):
     """Within 3 % of the largest number: rounding has 8 bits, and three layers add up."""
     case = make(**shape)
     expected = plain(fresh(case, torch.float64, ""))
@@ -724,7 +770,7 @@ def test_half_precision_with_shared_latents(shape, calls):
     latents = case.parts[0][:, :1].expand_as(case.parts[0])
     shared, apart = case._replace(parts=[latents, case.parts[1]]), case._replace(parts=[latents.contiguous(), case.parts[1]])
     with torch.autocast("cpu", torch.bfloat16):
-        close(evaluate(shared), evaluate(apart), 1e-2)  # a sum rounded in another order may round to the next number of the next layer
+        assert torch.equal(evaluate(shared), evaluate(apart))
     close(evaluate(shared), plain(fresh(shared, torch.float64, "")), 2e-6)
 
 
@@ -739,7 +785,7 @@ def test_half_precision_is_the_same_for_any_number_of_threads(calls):
 
 
 @pytest.mark.parametrize("shape", HALF.values(), ids=HALF)
-def test_gradients_of_half_precision(shape, either):
+def test_gradients_of_half_precision(shape, every):
     """Those of the network that was evaluated, which is not quite the one in double precision."""
     case = make(**shape)
     single, double = fresh(case), fresh(case, torch.float64)
@@ -752,7 +798,7 @@ def test_gradients_of_half_precision(shape, either):
     grad = torch.randn_like(value)
     expected = torch.autograd.grad(expected, list(named(double).values()), grad.double())
     for name, one, other in zip(named(single), torch.autograd.grad(value, list(named(single).values()), grad), expected, strict=True):
-        close(one, other, 0.07, name)
+        close(one, other, 0.1, name)
 
 
 def test_half_precision_uses_the_library_where_that_can(calls):
@@ -763,11 +809,9 @@ def test_half_precision_uses_the_library_where_that_can(calls):
 
 @torch.no_grad()
 def test_other_half_precision_is_left_to_torch(best):
-    """float16 has three bits more than bfloat16."""
-    case = make((30,), ((24, 3), 33, 5))
     with torch.autocast("cpu", torch.float16):
-        value = evaluate(case)
-    close(value, plain(fresh(case, torch.float64, "")), 0.003)
+        evaluate(make((30,), ((24, 3), 33, 5)))
+    assert not best
 
 
 # Constant parameters --------------------------------------------------------------------------------------------------------
@@ -884,7 +928,7 @@ OTHERS = [other_layout, other_groups, other_split, one_part, other_bias, other_n
 
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("half", [False, True])
-def test_networks_with_weights_in_common(other, half, calls):
+def test_networks_with_weights_in_common(other, half, fast):
     """In one scope, a network is not taken for another that has the same weights."""
     case = make((30,), ((24, 3), 33, 16), groups=8)
     pair = [fresh(case), fresh(other(case))]
@@ -972,9 +1016,7 @@ def test_scopes_end_with_errors(either):
     close(evaluate(case), plain(case), 2e-6)
 
 
-def test_networks_are_packed_once_within_nested_scopes(best, monkeypatch):
-    if isinstance(native.library(), str):
-        pytest.skip(native.library())
+def test_networks_are_packed_once_within_nested_scopes(fast, monkeypatch):
     packs = []
 
     def counted(*args, pack=native._pack):
@@ -997,15 +1039,15 @@ def test_networks_are_packed_once_within_nested_scopes(best, monkeypatch):
 # Derivatives of derivatives, transformations, compilation ---------------------------------------------------------------------
 
 
-SECOND = [
-    {"lead": (20,), "widths": ((7, 2), 24, 24, 5)},
-    {"lead": (4, 5), "widths": ((7, 2), 24, 16), "groups": 8, "strided": True},
-    {"lead": (20,), "widths": ((7,), 24, 5), "dropout": True},
-    {"lead": (20,), "widths": ((7, 2), 24, 5), "members": 3, "heads": [2, 0], "dropout": True},
-]
+SECOND = {
+    "network": {"lead": (20,), "widths": ((7, 2), 24, 24, 5)},
+    "simnorm": {"lead": (4, 5), "widths": ((7, 2), 24, 16), "groups": 8, "strided": True},
+    "dropout": {"lead": (20,), "widths": ((7,), 24, 5), "dropout": True},
+    "ensemble": {"lead": (20,), "widths": ((7, 2), 24, 5), "members": 3, "heads": [2, 0], "dropout": True},
+}
 
 
-@pytest.mark.parametrize("shape", SECOND, ids=str)
+@pytest.mark.parametrize("shape", SECOND.values(), ids=SECOND)
 @pytest.mark.parametrize("wanted", [".*", r"x\d", r"x1|\d.*"])
 def test_second_derivatives(shape, wanted, either):
     """A gradient penalty, whose outer loss has the value in it as well."""
@@ -1033,6 +1075,8 @@ def test_third_derivatives(either):
 
 def replaced(case, name, value):
     """The same network with another tensor of a name."""
+    if name in ("keep", "heads"):
+        return case._replace(**{name: value})
     if name.startswith("x"):
         return case._replace(parts=[value if f"x{index}" == name else part for index, part in enumerate(case.parts, start=1)])
     layer, part = name.split(".")
@@ -1051,9 +1095,9 @@ def test_mapped_and_derived_functions(name, members, either):
     def loss(value):
         return evaluate(replaced(case, name, value)).square().sum()
 
-    mapped = torch.vmap(lambda value: evaluate(replaced(case, name, value)))(several)
+    values = torch.vmap(lambda value: evaluate(replaced(case, name, value)))(several)
     slopes = torch.func.vmap(torch.func.grad(loss))(several)
-    for one, value, slope in zip(several, mapped, slopes, strict=True):
+    for one, value, slope in zip(several, values, slopes, strict=True):
         double = fresh(replaced(case, name, one), torch.float64, name)
         expected = plain(double)
         close(value, expected, 2e-6)
@@ -1061,18 +1105,142 @@ def test_mapped_and_derived_functions(name, members, either):
         close(torch.func.grad(loss)(one), slope, 2e-6)
 
 
-def test_mapped_over_networks_and_inputs_at_once(either):
-    cases = [fresh(make((9,), ((7, 2), 24, 5), seed=seed), wanted="") for seed in range(3)]
-    stacked = {name: torch.stack([named(case)[name] for case in cases]) for name in named(cases[0])}
+MAPPED_SHAPES = {
+    "network": {"lead": (20,), "widths": ((7, 2), 24, 24, 5), "dropout": True},
+    "ensemble": {"lead": (4, 5), "widths": ((7, 2), 24, 16), "members": 3, "heads": [2, 0], "dropout": True, "groups": 8},
+    "one layer": {"lead": (20,), "widths": ((7,), 5)},
+    "one row": {"lead": (), "widths": ((7, 2), 24, 5)},
+}
 
-    def value(tensors):
-        case = cases[0]
-        for name, tensor in tensors.items():
-            case = replaced(case, name, tensor)
-        return evaluate(case)
 
-    for one, case in zip(torch.vmap(value)(stacked), cases, strict=True):
-        close(one, plain(case), 2e-6)
+def tensors_of(case):
+    others = {"keep": case.keep, "heads": case.heads}
+    return named(case) | {name: part for name, part in others.items() if part is not None}
+
+
+def with_tensors(case, tensors):
+    for name, part in tensors.items():
+        case = replaced(case, name, part)
+    return case
+
+
+def mapped(shape, pattern, seeds=3):
+    """A case, its tensors, those whose names match stacked over seeds, and the dimension of each to map over."""
+    cases = [make(seed=seed, **shape) for seed in range(seeds)]
+    if cases[0].heads is not None:
+        cases = [case._replace(heads=(case.heads + seed) % 3) for seed, case in enumerate(cases)]
+    names, tensors = [name for name in tensors_of(cases[0]) if re.fullmatch(pattern, name)], tensors_of(cases[0])
+    tensors |= {name: torch.stack([tensors_of(case)[name] for case in cases]) for name in names}
+    for name in named(cases[0]):
+        tensors[name].requires_grad_()
+    return cases[0], tensors, {name: 0 if name in names else None for name in tensors}
+
+
+def one_by_one(function, case, tensors, dims, seeds=3):
+    """The same without mapping, in double precision, and its tensors."""
+    double = {name: part.detach().double().requires_grad_() if part.requires_grad else part for name, part in tensors.items()}
+    each = [{name: part if dims[name] is None else part[seed] for name, part in double.items()} for seed in range(seeds)]
+    return torch.stack([function(with_tensors(case, own)) for own in each]), double
+
+
+PATTERNS = [".*", r"x\d", r"\d\..*", "x1", "x2", "keep", "heads", "0.weight", "0.bias|x1"]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("shape", MAPPED_SHAPES.values(), ids=MAPPED_SHAPES)
+def test_mapped_networks(shape, pattern, either):
+    """As for several seeds: some tensors have one more dimension, the others are shared, and so are their gradients."""
+    case, tensors, dims = mapped(shape, pattern)
+    if not any(dim == 0 for dim in dims.values()):
+        pytest.skip("nothing of that name here")
+    value = torch.vmap(lambda own: evaluate(with_tensors(case, own)), in_dims=(dims,))(tensors)
+    expected, double = one_by_one(plain, case, tensors, dims)
+    close(value, expected, 2e-6)
+    names, grad = [name for name, part in tensors.items() if part.requires_grad], torch.randn_like(value)
+    found = torch.autograd.grad(value, [tensors[name] for name in names], grad)
+    wanted = torch.autograd.grad(expected, [double[name] for name in names], grad.double())
+    for name, one, other in zip(names, found, wanted, strict=True):
+        close(one, other, 5e-6, name)
+    with torch.no_grad():
+        close(torch.vmap(lambda own: evaluate(with_tensors(case, own)), in_dims=(dims,))(tensors), value, 0 if either != TORCH else 1e-6)
+
+
+def test_mapped_networks_are_one_call(fast):
+    case, tensors, dims = mapped(MAPPED_SHAPES["ensemble"], ".*")
+    value = torch.vmap(lambda own: evaluate(with_tensors(case, own)), in_dims=(dims,))(tensors)
+    value.sum().backward()
+    assert fast == ["forward", "backward_rows", "backward_weights"]
+
+
+def test_second_derivatives_of_mapped_networks(either):
+    case, tensors, dims = mapped(MAPPED_SHAPES["network"], ".*")
+
+    def penalty(value, tensors):
+        inputs = [part for part in tensors.values() if part.requires_grad]
+        slope = torch.autograd.grad(value.square().sum(), tensors["x1"], create_graph=True)[0]
+        return torch.autograd.grad(value.sum() + slope.square().sum(), inputs)
+
+    value = torch.vmap(lambda own: evaluate(with_tensors(case, own)), in_dims=(dims,))(tensors)
+    for one, other in zip(penalty(value, tensors), penalty(*one_by_one(plain, case, tensors, dims)), strict=True):
+        close(one, other, 1e-5)
+
+
+def test_networks_mapped_along_other_dimensions(either):
+    case = make((9,), ((7, 2), 24, 5))
+    several = torch.randn(9, 3, 7)
+    value = torch.vmap(lambda x: evaluate(replaced(case, "x1", x)), in_dims=1, out_dims=1)(several)
+    close(value, torch.stack([plain(replaced(case, "x1", x)) for x in several.unbind(1)], 1), 2e-6)
+    weights = torch.randn(24, 9, 3)
+    value = torch.vmap(lambda weight: evaluate(replaced(case, "0.weight", weight)), in_dims=2)(weights)
+    for one, weight in zip(value, weights.unbind(2), strict=True):
+        close(one, plain(replaced(case, "0.weight", weight)), 2e-6)
+
+
+def test_networks_mapped_twice(either):
+    case, several, weights = make((9,), ((7, 2), 24, 5)), torch.randn(2, 9, 7), torch.randn(3, 24, 9)
+
+    def value(x, weight):
+        return evaluate(replaced(replaced(case, "x1", x), "0.weight", weight))
+
+    found = torch.vmap(torch.vmap(value, in_dims=(0, None)), in_dims=(None, 0))(several, weights)
+    for row, weight in zip(found, weights, strict=True):
+        for one, x in zip(row, several, strict=True):
+            close(one, plain(replaced(replaced(case, "x1", x), "0.weight", weight)), 2e-6)
+
+
+def test_mapped_networks_in_a_scope(either):
+    """Shared tensors are repeated for the library, in new memory each time."""
+    with constant_parameters():
+        for pattern in (".*", r"x\d", r"\d\..*", "1.weight"):
+            for shape in (MAPPED_SHAPES["network"], MAPPED_SHAPES["ensemble"]):
+                case, tensors, dims = mapped(shape, pattern)
+                for _ in range(2):
+                    value = torch.vmap(lambda own, case=case: evaluate(with_tensors(case, own)), in_dims=(dims,))(tensors)
+                    expected, double = one_by_one(plain, case, tensors, dims)
+                    close(value, expected, 2e-6)
+                    found = torch.autograd.grad(value.square().sum(), tensors["1.weight"])[0]
+                    close(found, torch.autograd.grad(expected.square().sum(), double["1.weight"])[0], 5e-6)
+
+
+def test_mapped_networks_with_shared_latents(either):
+    case = make((4, 15), ((24, 3), 33, 5))
+    latents, actions = torch.randn(3, 4, 24), torch.randn(3, 4, 15, 3)
+
+    def value(latent, action):
+        return evaluate(case._replace(parts=[latent[:, None].expand(4, 15, -1), action]))
+
+    with torch.no_grad():
+        for one, latent, action in zip(torch.vmap(value)(latents, actions), latents, actions, strict=True):
+            close(one, plain(case._replace(parts=[latent[:, None].expand(4, 15, -1), action])), 2e-6)
+        for one, action in zip(torch.vmap(value, in_dims=(None, 0))(latents[0], actions), actions, strict=True):
+            close(one, plain(case._replace(parts=[latents[0][:, None].expand(4, 15, -1), action])), 2e-6)
+
+
+def test_mapped_networks_in_half_precision(either):
+    case, tensors, dims = mapped(MAPPED_SHAPES["network"], ".*")
+    with torch.autocast("cpu", torch.bfloat16):
+        value = torch.vmap(lambda own: evaluate(with_tensors(case, own)), in_dims=(dims,))(tensors)
+    close(value, one_by_one(plain, case, tensors, dims)[0], 0.03)
 
 
 def test_jacobians(either):
@@ -1098,32 +1266,31 @@ def test_batches_of_gradients(either):
         close(several, torch.stack(one), 2e-6, name)
 
 
-COMPILED = [
-    {"lead": (20,), "widths": ((7, 2), 24, 24, 5), "dropout": True},
-    {"lead": (2, 10), "widths": ((7, 2), 24, 16), "members": 3, "heads": [2, 0], "groups": 8, "strided": True},
-]
+def test_compiled_as_one_graph(best):
+    """A network, an ensemble and a rollout, with their gradients, by PyTorch's functions."""
+    network = fresh(make((20,), ((7, 2), 24, 24, 5), dropout=True))
+    ensemble = fresh(make((2, 10), ((7, 2), 24, 16), members=3, heads=[2, 0], groups=8, strided=True))
+    dynamics, actions = rolled((20,), 2)
+    dynamics = fresh(dynamics, wanted=r"x1|\d.*")
+    tensors = [tensors_of(case) for case in (network, ensemble, dynamics)]
+    inputs = [part for own in tensors for part in own.values() if part.requires_grad]
 
-
-@pytest.mark.parametrize("shape", COMPILED, ids=str)
-def test_compiled_as_one_graph(shape, best):
-    case = fresh(make(**shape))
-    expected = evaluate(case)
-    assert len(best) <= 1
-
-    def function(parts, layers, heads, keep):
-        return kernels.mlp(parts, layers, heads=heads, keep=keep, groups=case.groups, strided=case.strided)
+    def function(tensors):
+        first, second, third = (with_tensors(case, own) for case, own in zip((network, ensemble, dynamics), tensors, strict=True))
+        return evaluate(first), evaluate(second), roll(third, actions)
 
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=False)
-    value = compiled(case.parts, case.layers, case.heads, case.keep)
-    close(value, expected, 2e-6)
-    inputs, grad = list(named(case).values()), torch.randn_like(value)
-    before = list(best)
-    found = torch.autograd.grad(value, inputs, grad)
-    assert best == before
-    for name, one, other in zip(named(case), found, torch.autograd.grad(expected, inputs, grad), strict=True):
-        close(one, other, 5e-6, name)
+    values = compiled(tensors)
+    found = torch.autograd.grad(sum(value.square().sum() for value in values), inputs)
+    assert not best
+    expected = function(tensors)
+    for one, other in zip(values, expected, strict=True):
+        close(one, other, 2e-6)
+    for one, other in zip(found, torch.autograd.grad(sum(value.square().sum() for value in expected), inputs), strict=True):
+        close(one, other, 5e-6)
     with torch.no_grad():
-        close(compiled(case.parts, case.layers, case.heads, case.keep), expected, 2e-6)
+        for one, other in zip(compiled(tensors), expected, strict=True):
+            close(one, other, 2e-6)
 
 
 # What is refused, or left to PyTorch ------------------------------------------------------------------------------------------
@@ -1146,7 +1313,6 @@ WRONG = {
     "half the rows in the second part": ALONE._replace(parts=[ALONE.parts[0], torch.randn(15, 3)]),
     "rows in another order": BY_TWO._replace(parts=[BY_TWO.parts[0], torch.randn(9, 2, 3)]),
     "double second part": ALONE._replace(parts=[ALONE.parts[0], ALONE.parts[1].double()]),
-    "integer second part": ALONE._replace(parts=[ALONE.parts[0], ALONE.parts[1].long()]),
     "double weight": with_layer(ALONE, 1, weight=torch.randn(16, 33).double()),
     "double bias": with_layer(ALONE, 1, bias=torch.randn(16).double()),
     "weights that do not follow each other": with_layer(ALONE, 1, weight=torch.randn(16, 30)),
@@ -1159,7 +1325,7 @@ WRONG = {
     "heads that are no numbers of heads": SMALL._replace(heads=torch.tensor([0.0, 1.0])),
     "dropout of fewer rows": SMALL._replace(keep=SMALL.keep[:, :20]),
     "dropout of narrower layers": SMALL._replace(keep=SMALL.keep[..., :20]),
-    "dropout of fewer heads": SMALL._replace(keep=torch.ones(4, 30, 33)),
+    "dropout of fewer heads": SMALL._replace(keep=SMALL.keep[:1]),
     "dropout in double precision": SMALL._replace(keep=SMALL.keep.double()),
     "groups that do not fit": ALONE._replace(groups=7),
     "parameters elsewhere": ALONE._replace(layers=[tuple(part.to("meta") for part in layer) for layer in ALONE.layers]),
@@ -1273,25 +1439,20 @@ def check_rollout(rollout, wanted=r"x1|\d.*", tolerance=2e-6):
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("lead", [(), (1,), (13,), (4, 9), (300,)], ids=str)
-def test_rollout_equals_single_steps(steps, lead, either):
+def test_rollout_equals_single_steps(steps, lead, every):
     check_rollout(rolled(lead, steps))
     check_rollout(rolled(lead, steps, widths=(65, 24, 12), action=1, groups=2, strided=True))
 
 
-def test_one_call_for_the_weights_of_all_steps(calls):
+def test_one_call_for_the_weights_of_all_steps(fast):
     case, actions = rolled((20,), 3)
     roll(fresh(case), actions).sum().backward()
-    assert calls == ["forward"] * 3 + ["backward_rows"] * 3 + ["backward_weights"]
+    assert fast == ["forward"] * 3 + ["backward_rows"] * 3 + ["backward_weights"]
 
 
 @pytest.mark.parametrize("wanted", ["x1", r"\d.*", r"\d.bias", r"1\..*", "0.weight", r"\d.ln_.*", "x1|1.weight", ""])
 def test_only_wanted_gradients_of_a_rollout(wanted, either):
     check_rollout(rolled((20,), 3), wanted)
-
-
-def test_rollout_of_no_steps(either):
-    case, actions = rolled((20,), 0)
-    assert torch.equal(roll(case, actions), case.parts[0][None])
 
 
 def test_gradients_of_one_latent_of_a_rollout(either):
@@ -1345,13 +1506,13 @@ def test_rollout_leaves_its_inputs_as_they_are(either):
 
 
 def test_rollout_with_any_number_of_threads(calls):
-    case, actions = rolled((300,), 3, widths=(64, 64, 24))
+    case, actions = rolled((100,), 3, widths=(64, 64, 24))
     case = fresh(case, wanted=r"x1|\d.*")
 
     def results():
         return {
             "value": roll(case, actions),
-            **gradients(lambda case: roll(case, actions), case, torch.ones(4, 300, 24) * case.parts[0].detach()),
+            **gradients(lambda case: roll(case, actions), case, torch.ones(4, 100, 24) * case.parts[0].detach()),
         }
 
     expected = results()
@@ -1392,27 +1553,53 @@ def test_mapped_and_derived_rollouts(name, either):
         close(slope, torch.autograd.grad(loop(double, actions).square().sum(), learned(double)[name])[0], 5e-6)
 
 
-def test_compiled_rollout(best):
-    case, actions = rolled((20,), 2)
-    case = fresh(case, wanted=r"x1|\d.*")
-    compiled = torch.compile(kernels.rollout, backend="aot_eager", fullgraph=True, dynamic=False)
-    zs = compiled(case.parts[0], actions, case.layers, 8, False)
-    inputs = list(learned(case).values())
-    found = torch.autograd.grad(zs.square().sum(), inputs)
-    assert not best
-    expected = roll(case, actions)
-    close(zs, expected, 2e-6)
-    for one, other in zip(found, torch.autograd.grad(expected.square().sum(), inputs), strict=True):
-        close(one, other, 5e-6)
+@pytest.mark.parametrize("pattern", ["x1|.*weight|.*bias", "x1", r"\d\..*", "1.weight", ""])
+@pytest.mark.parametrize("actions_too", [False, True])
+def test_mapped_rollouts(pattern, actions_too, every):
+    if not pattern and not actions_too:
+        pytest.skip("nothing to map over")
+    shape = {"lead": (9,), "widths": ((24, 3), 33, 24), "groups": 8}
+    case, tensors, dims = mapped(shape, pattern)
+    tensors.pop("x2")
+    dims.pop("x2")
+    actions = torch.randn(3, 2, 9, 3) if actions_too else torch.randn(2, 9, 3)
+
+    def latents(own, actions):
+        return roll(with_tensors(case, own), actions)
+
+    zs = torch.vmap(latents, in_dims=(dims, 0 if actions_too else None))(tensors, actions)
+    every = iter(actions if actions_too else [actions] * 3)
+    expected, double = one_by_one(lambda own: loop(own, next(every)), case, tensors, dims)
+    close(zs, expected, 5e-6)
+    grad = torch.randn_like(zs)
+    found = torch.autograd.grad(zs, list(tensors.values()), grad)
+    for name, one, other in zip(tensors, found, torch.autograd.grad(expected, list(double.values()), grad.double()), strict=True):
+        close(one, other, 1e-5, name)
 
 
-@torch.no_grad()
-def test_rollout_in_half_precision(either):
+def test_mapped_rollout_sums_over_steps_in_one_call_or_many(fast):
+    case, tensors, dims = mapped({"lead": (9,), "widths": ((24, 3), 33, 24), "groups": 8}, "x1|.*weight|.*bias")
+    tensors.pop("x2")
+    dims.pop("x2")
+    torch.vmap(lambda own: roll(with_tensors(case, own), torch.randn(2, 9, 3)), in_dims=(dims,), randomness="same")(
+        tensors
+    ).sum().backward()
+    assert fast.count("forward") == fast.count("backward_rows") == 2
+
+
+def test_rollout_in_half_precision(every):
     case, actions = rolled((33,), 3, widths=(65, 24))
+    single, double = (fresh(case, dtype, r"x1|\d.*") for dtype in (torch.float32, torch.float64))
     with torch.autocast("cpu", torch.bfloat16):
-        zs = roll(case, actions)
-    close(zs, loop(fresh(case, torch.float64, ""), actions), 0.03)
-    assert not torch.equal(zs, roll(case, actions))
+        zs = roll(single, actions)
+    expected, grad = loop(double, actions), torch.randn_like(zs)
+    close(zs, expected, 0.03)
+    assert not torch.equal(zs, roll(single, actions))
+    found = torch.autograd.grad(zs, list(learned(single).values()), grad)
+    for name, one, other in zip(
+        learned(double), found, torch.autograd.grad(expected, list(learned(double).values()), grad.double()), strict=True
+    ):
+        close(one, other, 0.1, name)
 
 
 def test_rollouts_in_one_scope(either):
@@ -1507,7 +1694,7 @@ def value_of(plan: Plan) -> Tensor:
 
 
 @torch.no_grad()
-def check_returns(plan: Plan, tolerance=2e-6):
+def check_returns(plan: Plan, tolerance=1e-5):
     z, actions, eps = (part.double() for part in (plan.z, plan.actions, plan.eps))
     starts = z[:, None].expand(*eps.shape[:2], -1)
     close(value_of(plan), rollout_return(Definition(plan.model), starts, actions, plan.discount, eps, plan.critics), tolerance)
@@ -1532,27 +1719,19 @@ IMAGINED = {
 
 
 @pytest.mark.parametrize("shape", IMAGINED.values(), ids=IMAGINED)
-def test_returns(shape, either):
-    for envs, samples in ((1, 24), (3, 37), (2, 1), (5, 100)):
+def test_returns(shape, every):
+    for envs, samples in ((1, 24), (3, 37), (2, 1)):
         check_returns(imagined(envs, samples, **shape))
 
 
-def test_returns_are_one_call(calls):
+def test_returns_are_one_call(fast):
     value_of(imagined(2, 30, 3))
-    assert calls[-1:] == ["returns"] and calls.count("returns") == 1 and set(calls[:-1]) <= {"forward"}
+    assert fast[-1:] == ["returns"] and fast.count("returns") == 1 and set(fast[:-1]) <= {"forward"}
 
 
-def test_returns_of_many(either):
+def test_returns_of_many(every):
     """More than a thread keeps in its cache at once."""
     check_returns(imagined(3, 700, 2))
-
-
-def test_returns_without_a_horizon(either):
-    plan = imagined(3, 30, 1)
-    starts = plan.z[:, None].expand(3, 30, -1)
-    with torch.no_grad():
-        value = rollout_return(plan.model, starts, plan.actions[:0], *plan[3:])
-        close(value, plan.model.terminal_value(starts, plan.eps, plan.critics), 2e-6)
 
 
 def test_returns_of_starts_that_differ(either):
@@ -1632,7 +1811,7 @@ def test_diverged_returns(bad, calls):
         assert torch.equal(found.isfinite(), expected.isfinite()), change
 
 
-def test_returns_in_half_precision(either):
+def test_returns_in_half_precision(every):
     """Within 5 % of the largest number, over two steps and a bootstrap."""
     plan = imagined(3, 100, 2, latent_dim=40, terminates=True)
     with torch.autocast("cpu", torch.bfloat16):

@@ -77,7 +77,7 @@ def test_benchmarks(project: Path) -> None:
     )
     assert lines[2] == f"| cpu | cpu | cpu, 2 threads | fp32 | no | 1 | 24 + 6 | {times} | Some CPU, 2 cores | `results/a.json` |"
     assert lines[3] == (
-        "| cpu | cpu planner.mpc=False planner.horizon=5 | cpu, 1 thread | fp32 | no | 1 | 24 + 6 "
+        "| cpu | cpu planner.mpc=false planner.horizon=5 | cpu, 1 thread | fp32 | no | 1 | 24 + 6 "
         "| - | **4.00** (25%) | - | - | - | Some CPU, 2 cores | `results/a.json` |"
     )
     assert lines[4] == f"| 48 | default | cuda | bf16 / fp32 | compile + graph | 8 | 24 + 6 | {times} | Some GPU | `results/b.json` |"

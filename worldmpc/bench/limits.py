@@ -72,7 +72,7 @@ class Limit:
 
 
 class LaunchFloor:
-    """A CUDA graph of one kernel that counts its calls in ``calls`` []: what starting any graph, and waiting for its end, costs at least."""
+    """A CUDA graph of one kernel that counts its calls in ``calls`` []: what starting any graph and waiting for its end costs."""
 
     def __init__(self, device: torch.device) -> None:
         self.calls = torch.zeros((), device=device)

@@ -118,7 +118,7 @@ def _record(result: EvalResult, path: Path, config: RunConfig, agent: TDMPC2, mo
 
 def _record_video(path: Path, agent: TDMPC2, config: RunConfig, mode: Any) -> float:
     """Record one episode as played, planning or not, and return its return."""
-    single = dataclasses.replace(config.env, num_envs=1, workers="sync")
+    single = dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None)
     with make_envs(config.task, single, seed=derive_seed(config.seed, "video") % 2**31, render=True) as envs:
         result = play(agent, envs, 1, mode=mode, record=True)
     write_video(path, result.frames, fps=25)

@@ -89,6 +89,7 @@ _EXAMPLES = {
         "worldmpc train task=dmc/walker-walk preset=cpu",
         "worldmpc train task=gym/HalfCheetah-v5 planner.horizon=5 device=cuda",
         "worldmpc train task=dmc/cheetah-run -m seed=1,2,3",
+        "worldmpc train task=dmc/cheetah-run seeds=[1,2,3]",
         "worldmpc train task=dmc/cheetah-run resume=auto",
     ),
     "evaluate": (
@@ -177,6 +178,8 @@ def _kind(kind: Any) -> str:
         return " or ".join("null" if argument is type(None) else _kind(argument) for argument in arguments)
     if origin is typing.Literal:
         return "|".join(map(str, arguments))
+    if origin is tuple:
+        return f"list of {_kind(arguments[0])}"
     return {bool: "true|false", int: "int", float: "float", str: "text"}[kind]
 
 

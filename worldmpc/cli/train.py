@@ -136,12 +136,12 @@ def _run_one(composed: DictConfig) -> int:
 def _train(composed: DictConfig) -> tuple[int, bool]:
     """Train, and return (exit status, whether the run reached its end)."""
     config = _to_config(composed)  # before the import of torch, so that mistakes are answered at once
-    from worldmpc.training.run import run
+    from worldmpc.training.run import run_seeds
 
     with _received() as received:
-        result = run(config)
+        finished = all(result.finished for result in run_seeds(config))
         # A run that was told to stop has saved itself, so a job scheduler's SIGTERM is no failure.
-        return (INTERRUPTED if signal.SIGINT in received() and not result.finished else 0), result.finished
+        return (INTERRUPTED if signal.SIGINT in received() and not finished else 0), finished
 
 
 @contextmanager

@@ -225,4 +225,5 @@ def _beyond_preset(config: RunConfig) -> list[str]:
     plain = make_config(config.preset)
     names = [name for name, _ in flat_fields() if name.startswith(("model.", "planner.", "env.")) and name not in _SHOWN]
     names += ["loss.batch_size", "train.utd", "train.overlap"]
-    return [f"{name}={lookup(config, name)}" for name in names if lookup(config, name) != lookup(plain, name)]
+    changed = {name: lookup(config, name) for name in names if lookup(config, name) != lookup(plain, name)}
+    return [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changed.items()]

@@ -88,7 +88,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 def task_spec(task: Task, config: RunConfig) -> EnvSpec:
     """Make one environment of a task, and return what it says about itself."""
-    with make_envs(task, dataclasses.replace(config.env, num_envs=1, workers="sync"), seed=config.seed) as envs:
+    with make_envs(task, dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None), seed=config.seed) as envs:
         return envs.spec
 
 

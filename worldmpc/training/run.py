@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import io
 import json
 import math
 import os
+import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import torch
+from rich.console import Console
+
+from worldmpc.agents.stack import Stack
 from worldmpc.agents.tdmpc2 import TDMPC2
-from worldmpc.config import ConfigError, EnvConfig, RunConfig, resolve_model, seed_decisions
+from worldmpc.config import ConfigError, EnvConfig, RunConfig, lookup, resolve_model, seed_decisions
 from worldmpc.envs import EnvError, Task, VecEnv, canonical_task, make_envs
 from worldmpc.noise import derive_seed
 from worldmpc.report.curves import plot_curves
@@ -28,11 +34,11 @@ from worldmpc.training.checkpoint import CheckpointStore, check_same_architectur
 from worldmpc.training.evaluator import evaluate
 from worldmpc.training.hooks import CheckpointHook, EvalHook, LogHook
 from worldmpc.training.logger import RunLogger, Throughput
-from worldmpc.training.trainer import DivergenceError, TrainState, make_state, train
+from worldmpc.training.trainer import DivergenceError, Solo, TrainState, make_state, train_together
 from worldmpc.types import EnvSpec
 
 MAX_EVAL_ENVS = 10
-FREE = ("steps", "eval_freq", "device", "threads", "compile", "log", "checkpoint", "eval")
+FREE = ("steps", "eval_freq", "device", "threads", "compile", "cuda_graph", "seeds", "log", "checkpoint", "eval")
 """Keys and groups that may change while ``resume=auto`` still takes a run for the same one."""
 FIXED = ("task", "agent", "env", "model", "planner.horizon", "planner.mpc", "replay.capacity")
 """Keys and groups that no resumed run may change, because its past would no longer mean the same."""
@@ -53,6 +59,9 @@ class RunResult(NamedTuple):
 def run(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, ...] = ()) -> RunResult:
     """Train as configured, or go on where an earlier run of this configuration stopped.
 
+    With ``config.seeds`` all seeds are trained together, each in a folder of its own as if trained alone, and the result is the first
+    one's; :func:`run_seeds` returns those of all.
+
     Args:
         config: everything about the run.
         task: an environment, a factory or a vector environment to use instead of ``config.task``.
@@ -64,58 +73,150 @@ def run(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, 
         DivergenceError: a loss exploded; the state before it is saved.
         EnvError: an environment failed; the state before it is saved.
     """
+    return run_seeds(config, task, extra_hooks=extra_hooks)[0]
+
+
+def run_seeds(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, ...] = ()) -> list[RunResult]:
+    """Do what :func:`run` does and return the results of all seeds."""
     keep_freed_memory()
     set_threads(config.threads or suggested_threads(resolve_model(config.model).mlp_dim))
     device = resolve_device(config.device)
+    check_modes(config, device)
     if task is None:
         config = dataclasses.replace(config, task=canonical_task(config.task))
         task = config.task
+    if config.seeds is not None and not isinstance(task, str) and not callable(task):
+        raise ConfigError("seeds: every seed needs environments of its own; pass a function that makes the environment")
     with ExitStack() as stack:
+        runs = [_Run(stack, own, task, device, extra_hooks, show=index == 0) for index, own in enumerate(_each_seed(config))]
+        _bring_together(runs)
+        states = [one.state for one in runs]
+        team = Solo(states[0].agent) if len(runs) == 1 else Stack([state.agent for state in states])
+        stack.enter_context(_stop_on_signals(states, runs[0].logger))
+        for one in runs:
+            one.begin()
+        try:
+            train_together(team, states, [one.hooks for one in runs], runs[0].total)
+        except (DivergenceError, EnvError) as error:
+            saved = [one.save_after(error) for one in runs]
+            raise type(error)(f"{error} [{saved[0]}]") from error
+        return [one.finish() for one in runs]
+
+
+def check_modes(config: RunConfig, device: str) -> None:
+    """Refuse fast modes that this machine does not have, naming the slower one that works.
+
+    Raises:
+        ConfigError: compile without a C++ compiler, CUDA graphs without CUDA, bf16 where PyTorch cannot.
+    """
+    kind = torch.device(device).type
+    if config.cuda_graph and kind != "cuda":
+        raise ConfigError(f"cuda_graph: needs device=cuda, this run is on {kind}; leave it out")
+    if config.compile and kind == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
+        raise ConfigError("compile: needs a C++ compiler (g++), and none was found; leave it out, or install one")
+    for key in ("planner.precision", "train.precision"):
+        if lookup(config, key) == "bf16" and kind == "mps":
+            raise ConfigError(f"{key}: bf16 is not supported on {kind}; use fp32")
+        if lookup(config, key) == "bf16" and kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ConfigError(f"{key}: this GPU has no bfloat16 arithmetic; use fp32")
+
+
+def _each_seed(config: RunConfig) -> list[RunConfig]:
+    """Return the configuration of every seed as if it were trained alone."""
+    if config.seeds is None:
+        return [config]
+    base = None if config.run_dir is None else Path(config.run_dir)
+    folders = [None if base is None else str(base / f"seed{seed}") for seed in config.seeds]
+    return [
+        dataclasses.replace(config, seed=seed, seeds=None, run_dir=folder) for seed, folder in zip(config.seeds, folders, strict=True)
+    ]
+
+
+class _Run:
+    """One seed's folder and everything in it: environments, state, logger and hooks."""
+
+    def __init__(
+        self, stack: ExitStack, config: RunConfig, task: Task, device: str, extra_hooks: tuple[Any, ...], *, show: bool
+    ) -> None:
+        """Prepare the run, from its checkpoint where it goes on; ``show`` False leaves the console to another one."""
         # Environments first: a task that cannot be made leaves no folder, and workers do not inherit the lock.
         envs = stack.enter_context(make_envs(task, config.env, seed=config.seed))
         if not isinstance(task, str):
             config = dataclasses.replace(config, task=envs.spec.name)
         eval_envs = stack.enter_context(_eval_envs(task, config, envs.spec))
-        folder, checkpoint = choose_folder(config)
-        stack.enter_context(_lock(folder))
-        total = math.ceil(config.steps / envs.spec.action_repeat)
+        self.folder, self.checkpoint = choose_folder(config)
+        stack.enter_context(_lock(self.folder))
+        self.config, self.task = config, task
+        self.total = math.ceil(config.steps / envs.spec.action_repeat)
         random_decisions = seed_decisions(config, envs.spec.episode_length)
-        agent = TDMPC2(config, envs.spec, device, total_updates=max(int(total * config.train.utd), 1))
-        state = make_state(agent, envs, capacity=config.replay.capacity, seed_decisions=random_decisions)
-        logger = stack.enter_context(RunLogger(folder, config.log, total_env_steps=total * envs.spec.action_repeat))
-        tree = _restore(state, checkpoint, logger, config)
-        meta = _write_meta(folder, config, envs, checkpoint)
+        agent = TDMPC2(config, envs.spec, device, total_updates=max(int(self.total * config.train.utd), 1))
+        self.state = make_state(agent, envs, capacity=config.replay.capacity, seed_decisions=random_decisions)
+        console = None if show else Console(file=io.StringIO())
+        self.logger = stack.enter_context(
+            RunLogger(self.folder, config.log, total_env_steps=self.total * envs.spec.action_repeat, console=console)
+        )
+        self._eval_envs, self._extra_hooks = eval_envs, extra_hooks
+
+    def restore(self) -> None:
+        """Load the checkpoint, if there is one, and set up what is done after every step."""
+        config, state = self.config, self.state
+        tree = _restore(state, self.checkpoint, self.logger, config)
+        meta = _write_meta(self.folder, config, state.envs, self.checkpoint)
         earlier = 0.0 if tree is None else float(tree["loop"]["seconds"])
-        throughput = Throughput(earlier=earlier, decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
-        evaluation = EvalHook(
-            logger, throughput, eval_envs, config.eval_freq, config.eval.episodes, config.eval.prior, config.train.until_return
+        self.throughput = Throughput(earlier=earlier, decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
+        self.evaluation = EvalHook(
+            self.logger, self.throughput, self._eval_envs, config.eval_freq, config.eval.episodes, config.eval.prior, config.train.until_return
         )
         if tree is not None:
-            evaluation.load_state_dict(tree["loop"]["evaluation"])
-            state.stop = evaluation.reached(state)
-        store = CheckpointStore(folder / "checkpoints", keep=config.checkpoint.keep)
-        saving = CheckpointHook(store, evaluation, throughput, config.checkpoint.every, config.checkpoint.replay, meta)
-        _introduce(logger, state, config, total, folder, checkpoint)
-        stack.enter_context(_stop_on_signals(state, logger))
-        if evaluation.evaluated_at < 0:
-            evaluation.run(state)
-            saving(state, {})
-        hooks = (LogHook(logger, throughput, config.log.every), evaluation, saving, *extra_hooks)
-        try:
-            train(state, hooks, total)
-        except (DivergenceError, EnvError) as error:
-            if not all(bool(value.isfinite().all()) for value in agent.model.state_dict().values()):
-                raise type(error)(f"{error} [parameters are no longer finite; the last checkpoint in {folder} is kept]") from error
-            saving.save(state)
-            raise type(error)(f"{error} [saved at {state.env_steps:,} simulator steps in {folder}]") from error
-        finished = (state.decisions >= total or evaluation.reached(state)) and state.settled
+            self.evaluation.load_state_dict(tree["loop"]["evaluation"])
+            state.stop = self.evaluation.reached(state)
+        store = CheckpointStore(self.folder / "checkpoints", keep=config.checkpoint.keep)
+        self.saving = CheckpointHook(store, self.evaluation, self.throughput, config.checkpoint.every, config.checkpoint.replay, meta)
+        self.hooks = (LogHook(self.logger, self.throughput, config.log.every), self.evaluation, self.saving, *self._extra_hooks)
+        _introduce(self.logger, state, config, self.total, self.folder, self.checkpoint)
+
+    def begin(self) -> None:
+        """Evaluate the untrained agent, unless an earlier run has."""
+        if self.evaluation.evaluated_at < 0:
+            self.evaluation.run(self.state)
+            self.saving(self.state, {})
+
+    def save_after(self, error: Exception) -> str:
+        """Save what an error has left intact, and say where."""
+        if not all(bool(value.isfinite().all()) for value in self.state.agent.model.state_dict().values()):
+            return f"parameters are no longer finite; the last checkpoint in {self.folder} is kept"
+        self.saving.save(self.state)
+        return f"saved at {self.state.env_steps:,} simulator steps in {self.folder}"
+
+    def finish(self) -> RunResult:
+        """Evaluate where that is due, save, draw the curve and record the video."""
+        state, evaluation = self.state, self.evaluation
+        finished = (state.decisions >= self.total or evaluation.reached(state)) and state.settled
         if finished and evaluation.evaluated_at != state.decisions:
             evaluation.run(state)
             finished = state.settled
-        saving.save(state, best=evaluation.improved)
-        result = RunResult(folder, state.decisions, state.env_steps, evaluation.last, evaluation.best, finished)
-        _finish(result, logger, config, task, agent, throughput.seconds)
+        self.saving.save(state, best=evaluation.improved)
+        result = RunResult(self.folder, state.decisions, state.env_steps, evaluation.last, evaluation.best, finished)
+        _finish(result, self.logger, self.config, self.task, state.agent, self.throughput.seconds)
         return result
+
+
+def _bring_together(runs: Sequence[_Run]) -> None:
+    """Let all seeds begin at the same step, and restore them: a kill between two of their checkpoints leaves one behind.
+
+    Raises:
+        ConfigError: some have checkpoints and some have none, or none of the same step.
+    """
+    if len({None if one.checkpoint is None else one.checkpoint.name for one in runs}) > 1:
+        names = [{path.name for path in CheckpointStore(one.folder / "checkpoints", keep=1).all()} for one in runs]
+        common = sorted(set.intersection(*names))
+        if not common:
+            seeds = ", ".join(f"{one.config.seed} at {one.checkpoint.name if one.checkpoint else 'the beginning'}" for one in runs)
+            raise ConfigError(f"seeds: their runs have no checkpoint of the same step ({seeds}); go on with each seed alone")
+        for one in runs:
+            one.checkpoint = one.folder / "checkpoints" / common[-1]
+    for one in runs:
+        one.restore()
 
 
 def choose_folder(config: RunConfig) -> tuple[Path, Path | None]:
@@ -203,7 +304,7 @@ def _eval_envs(task: Task, config: RunConfig, spec: EnvSpec) -> VecEnv:
     if not isinstance(task, str) and not callable(task):
         raise ConfigError("task: training evaluates on environments of its own; pass a function that makes the environment")
     number = config.eval.episodes if spec.episode_length is None else min(config.eval.episodes, MAX_EVAL_ENVS)
-    eval_config: EnvConfig = dataclasses.replace(config.env, num_envs=number, workers="sync")
+    eval_config: EnvConfig = dataclasses.replace(config.env, num_envs=number, workers="sync", num_workers=None)
     return make_envs(task, eval_config, seed=derive_seed(config.seed, "eval") % 2**31)
 
 
@@ -296,11 +397,12 @@ def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, total: i
 
 
 @contextmanager
-def _stop_on_signals(state: TrainState, logger: RunLogger) -> Iterator[None]:
+def _stop_on_signals(states: Sequence[TrainState], logger: RunLogger) -> Iterator[None]:
     """Let SIGTERM and Ctrl-C end the loop at the next clean point; a second one ends the process at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        state.stop = True
+        for state in states:
+            state.stop = True
         signal.signal(number, before[number])
         logger.message(f"{signal.Signals(number).name}: saving and stopping; once more to stop at once")
 
@@ -351,7 +453,7 @@ def record_video(path: Path, task: Task, config: RunConfig, agent: TDMPC2, *, in
     Raises:
         EnvError: the environment cannot render.
     """
-    with make_envs(task, dataclasses.replace(config.env, num_envs=1, workers="sync"), seed=config.seed, render=True) as envs:
+    with make_envs(task, dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None), seed=config.seed, render=True) as envs:
         result = evaluate(agent, envs, 1, index=index, record=True)
         write_video(path, result.frames, fps=25)
     return result.mean_return

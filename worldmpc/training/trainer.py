@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from worldmpc.envs.vector import VecEnv
 from worldmpc.functional import tree_where
 from worldmpc.noise import NoiseSpec, NoiseStream
 from worldmpc.planners.sampling import PLAN_RECORDS
-from worldmpc.types import ActOutput, Carry, Metrics, PlanState, Transition
+from worldmpc.types import ActOutput, Batch, Carry, EnvStep, Metrics, PlanState, Transition
 
 
 class DivergenceError(RuntimeError):
@@ -156,6 +156,33 @@ def make_state(agent: TDMPC2, envs: VecEnv, *, capacity: int, seed_decisions: in
     return state
 
 
+class Team(Protocol):
+    """Who acts and learns for one or several seeds: :class:`Solo`, or a :class:`worldmpc.agents.stack.Stack`."""
+
+    def act(self, carries: Sequence[Carry], obs: Sequence[Tensor]) -> list[ActOutput]:
+        """Explore: one answer per seed."""
+        ...
+
+    def update(self, batches: Sequence[Batch]) -> list[Metrics]:
+        """Do one update of every seed."""
+        ...
+
+
+class Solo:
+    """A team of one."""
+
+    def __init__(self, agent: TDMPC2) -> None:
+        self.agent = agent
+
+    def act(self, carries: Sequence[Carry], obs: Sequence[Tensor]) -> list[ActOutput]:
+        """Explore."""
+        return [self.agent.act(carries[0], obs[0], "explore")]
+
+    def update(self, batches: Sequence[Batch]) -> list[Metrics]:
+        """Do one update."""
+        return [self.agent.update(batches[0])]
+
+
 def train(state: TrainState, hooks: Sequence[Hook], total_decisions: int) -> None:
     """Train until ``total_decisions``, or until ``state.stop`` is set; then the state can be saved and continued.
 
@@ -163,34 +190,86 @@ def train(state: TrainState, hooks: Sequence[Hook], total_decisions: int) -> Non
         DivergenceError: a loss is not finite or too large; the state is as it was before that update.
         EnvError: an environment failed.
     """
-    if state.decisions == 0:
-        state.envs.reset()
+    train_together(Solo(state.agent), [state], [hooks], total_decisions)
+
+
+def train_together(team: Team, states: Sequence[TrainState], hooks: Sequence[Sequence[Hook]], total_decisions: int) -> None:
+    """Train several seeds in step, each with hooks of its own, until ``total_decisions``, or until one of them is to stop.
+
+    Raises:
+        DivergenceError: see :func:`train`; the message names the seed where there are several.
+        EnvError: an environment failed.
+    """
+    overlap = states[0].agent.config.train.overlap
+    for state in states:
+        if state.decisions == 0:
+            state.envs.reset()
     while True:
-        if not state.settled:
-            if not learn(state):
+        if not all(state.settled for state in states):
+            if not overlap and not _learn(team, states):
                 return
-            state.settled = True
-            try:
-                for hook in hooks:
-                    hook(state, state.metrics)
-            except BaseException:
-                state.settled = False  # whoever resumes does the hooks of this step again
-                raise
-        if state.stop or state.decisions >= total_decisions:
+            _run_hooks(states, hooks)
+        if any(state.stop for state in states) or states[0].decisions >= total_decisions:
+            if overlap and states[0].decisions >= total_decisions:
+                _learn(team, states, until_done=True)  # what was due with the last steps
             return
-        collect(state)
-        state.settled = False
+        _collect(team, states, overlap)
+        for state in states:
+            state.settled = False
 
 
 def collect(state: TrainState) -> None:
     """Take one decision in every environment, at random during the seed phase, and hand it to the data source."""
-    envs, obs = state.envs, state.envs.obs
-    if state.decisions < state.source.seed_decisions:
-        action = state.random.draw({"action": NoiseSpec("uniform", (envs.num_envs, envs.spec.action_dim))})["action"] * 2 - 1
-        output = ActOutput(action, state.carry, {}, {})
+    _collect(Solo(state.agent), [state], overlap=False)
+
+
+def learn(state: TrainState) -> bool:
+    """Do all updates that are due, leaving the last one's metrics in ``state.metrics``; False where ``state.stop`` interrupted.
+
+    Raises:
+        DivergenceError: see :func:`check_losses`.
+        ConfigError: no window can be trained on long after the seed phase.
+    """
+    return _learn(Solo(state.agent), [state])
+
+
+def _run_hooks(states: Sequence[TrainState], hooks: Sequence[Sequence[Hook]]) -> None:
+    for state in states:
+        state.settled = True
+    try:
+        for state, own in zip(states, hooks, strict=True):
+            for hook in own:
+                hook(state, state.metrics)
+    except BaseException:
+        for state in states:
+            state.settled = False  # whoever resumes does the hooks of this step again
+        raise
+
+
+def _collect(team: Team, states: Sequence[TrainState], overlap: bool) -> None:
+    """Take one decision everywhere; with ``overlap`` the updates that are due are done while the environments step."""
+    observed = [state.envs.obs for state in states]
+    if states[0].decisions < states[0].source.seed_decisions:
+        outputs = [ActOutput(_random_action(state), state.carry, {}, {}) for state in states]
     else:
-        output = state.agent.act(state.carry, obs, "explore")
-    step = envs.step(output.action)
+        outputs = team.act([state.carry for state in states], observed)
+    for state, output in zip(states, outputs, strict=True):
+        state.envs.step_async(output.action)
+    try:
+        if overlap:
+            _learn(team, states, until_done=True)
+    finally:
+        # Also after an error: what the environments have done belongs to the state that is saved then.
+        for state, obs, output in zip(states, observed, outputs, strict=True):
+            _observe(state, obs, output, state.envs.step_wait())
+
+
+def _random_action(state: TrainState) -> Tensor:
+    return state.random.draw({"action": NoiseSpec("uniform", (state.envs.num_envs, state.envs.spec.action_dim))})["action"] * 2 - 1
+
+
+def _observe(state: TrainState, obs: Tensor, output: ActOutput, step: EnvStep) -> None:
+    """Store what followed a decision, and begin afresh where an episode ended."""
     state.source.observe(
         Transition(obs, output.action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, output.extras)
     )
@@ -199,7 +278,7 @@ def collect(state: TrainState) -> None:
     fresh = done | ~step.valid
     state.carry = output.carry
     if fresh.any():
-        state.carry = tree_where(fresh.to(state.agent.device), state.agent.init_carry(envs.num_envs), output.carry)
+        state.carry = tree_where(fresh.to(state.agent.device), state.agent.init_carry(state.envs.num_envs), output.carry)
     state.decisions = state.source.decisions
     state.running_return += step.reward
     state.running_length += step.valid
@@ -211,30 +290,29 @@ def collect(state: TrainState) -> None:
         state.running_length[done] = 0.0
 
 
-def learn(state: TrainState) -> bool:
-    """Do all updates that are due, leaving the last one's metrics in ``state.metrics``; False where ``state.stop`` interrupted.
-
-    Raises:
-        DivergenceError: see :func:`check_losses`.
-        ConfigError: no window can be trained on long after the seed phase.
-    """
-    source = state.source
-    if state.updates == 0 and state.decisions >= 2 * max(source.seed_decisions, 500) and not source.replay.num_windows():
-        raise ConfigError(
-            f"replay.windows: after {state.decisions} decisions there is no window of {source.replay.horizon} steps, "
-            f"as episodes are shorter; use replay.windows=padded or a smaller planner.horizon"
-        )
-    for _ in range(source.ready()):
-        if state.stop:
+def _learn(team: Team, states: Sequence[TrainState], until_done: bool = False) -> bool:
+    """Do the updates that are due for all seeds; False where one of them is to stop, unless ``until_done``."""
+    for state in states:
+        source = state.source
+        if state.updates == 0 and state.decisions >= 2 * max(source.seed_decisions, 500) and not source.replay.num_windows():
+            raise ConfigError(
+                f"replay.windows: after {state.decisions} decisions there is no window of {source.replay.horizon} steps, "
+                f"as episodes are shorter; use replay.windows=padded or a smaller planner.horizon"
+            )
+    for _ in range(min(state.source.ready() for state in states)):
+        if any(state.stop for state in states) and not until_done:
             return False
-        state.metrics = state.agent.update(source.next())
-        if state.agent.device.type == "cpu":  # reading a loss costs nothing here; on a GPU the log hook does it
-            check_losses(state.metrics, state.agent.config.train.max_loss)
+        found = team.update([state.source.next() for state in states])
+        for state, metrics in zip(states, found, strict=True):
+            state.metrics = metrics
+        if states[0].agent.device.type == "cpu":  # reading a loss costs nothing here; on a GPU the log hook does it
+            for state in states:
+                check_losses(state.metrics, state.agent.config.train.max_loss, "" if len(states) == 1 else f"seed {state.agent.config.seed}: ")
     return True
 
 
-def check_losses(metrics: Mapping[str, Tensor], max_loss: float) -> None:
-    """Check the losses of an update.
+def check_losses(metrics: Mapping[str, Tensor], max_loss: float, who: str = "") -> None:
+    """Check the losses of an update; ``who`` begins the message.
 
     Raises:
         DivergenceError: naming the first term that is not finite, or larger than ``max_loss``.
@@ -244,8 +322,8 @@ def check_losses(metrics: Mapping[str, Tensor], max_loss: float) -> None:
             terms = {term: float(value) for term, value in metrics.items() if term.endswith("_loss") and term != "total_loss"}
             bad = next((term for term, value in terms.items() if not math.isfinite(value)), max(terms, key=lambda term: abs(terms[term])))
             raise DivergenceError(
-                f"{bad} is {terms[bad]:g} (limit train.max_loss={max_loss:g}); its update was not applied. "
+                f"{who}{bad} is {terms[bad]:g} (limit train.max_loss={max_loss:g}); its update was not applied. "
                 f"Look at the scale of rewards and observations, or go on with resume=<run folder> and a lower optim.lr"
             )
     if float(metrics.get("skipped_updates", 0)) > 0:
-        raise DivergenceError("a loss or gradient was not finite, or above train.max_loss, in some update; it was not applied")
+        raise DivergenceError(f"{who}a loss or gradient was not finite, or above train.max_loss, in some update; it was not applied")
