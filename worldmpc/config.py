@@ -166,7 +166,9 @@ class RunConfig:
     agent: Literal["tdmpc2"] = key("tdmpc2", "algorithm")
     preset: str = key("default", "named set of values: default (5M, published), cpu, debug; overrides come on top")
     seed: int = key(1, "seed of networks, exploration, replay sampling and environments")
-    seeds: tuple[int, ...] | None = key(None, "train these seeds together as one batched model, [1,2,3]; each ends as if trained alone with seed=")
+    seeds: tuple[int, ...] | None = key(
+        None, "train these seeds together as one batched model, [1,2,3]; each ends as if trained alone with seed="
+    )
     steps: int = key(1_000_000, "simulator steps to train for (decisions x action repeat)")
     eval_freq: int = key(10_000, "simulator steps between evaluations")
     device: str = key("auto", "auto, cpu, cuda, cuda:<index> or mps")
@@ -341,7 +343,9 @@ def validate(config: RunConfig) -> RunConfig:
     require(config.seed < 2**63, "seed", "less than 2**63")
     if config.seeds is not None:
         distinct = len(set(config.seeds)) == len(config.seeds) > 0
-        require(distinct and all(0 <= seed < 2**63 for seed in config.seeds), "seeds", "different numbers from 0 to 2**63 - 1, as in [1,2,3]")
+        require(
+            distinct and all(0 <= seed < 2**63 for seed in config.seeds), "seeds", "different numbers from 0 to 2**63 - 1, as in [1,2,3]"
+        )
         require(len(config.seeds) <= 64, "seeds", "at most 64 of them")
         require(config.train.until_return is None, "train.until_return", "null with seeds, as they train in step")
         require(config.resume in ("never", "auto"), "resume", "never or auto with seeds, as each has a folder of its own")

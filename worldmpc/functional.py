@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -32,7 +33,122 @@ COMPILE_BACKEND = "inductor"
 
 def maybe_compile(function: FunctionT, enabled: bool) -> FunctionT:
     """Compile a pure function of static shapes, or return it as it is."""
-    return torch.compile(function, dynamic=False, backend=COMPILE_BACKEND) if enabled else function  # type: ignore[return-value]
+    return Compiled(function) if enabled else function  # type: ignore[return-value]
+
+
+class Compiled:
+    """A function compiled by ``torch.compile``, and how long that took."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = torch.compile(function, dynamic=False, backend=COMPILE_BACKEND)
+        self.seconds: float | None = None
+        """Seconds of the first call, nearly all of them compilation; None before it."""
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it."""
+        if self.seconds is not None:
+            return self._function(*args)
+        begin = time.perf_counter()
+        result = self._function(*args)
+        self.seconds = time.perf_counter() - begin
+        return result
+
+
+def tree_map(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Apply a function to every tensor of nested (named) tuples and dicts; anything else stays."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {name: tree_map(function, value) for name, value in tree.items()}
+    if isinstance(tree, tuple):
+        parts = [tree_map(function, value) for value in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return tree
+
+
+def tree_tensors(tree: Any) -> list[Tensor]:
+    """Return the tensors of nested tuples and dicts in order."""
+    found: list[Tensor] = []
+    tree_map(found.append, tree)
+    return found
+
+
+class Captured:
+    """A function of tensors as one CUDA graph: a call copies its arguments into fixed places and replays all kernels with one launch.
+
+    The first calls run as they are, on a stream of their own, as capturing needs memory and libraries to be warm; then the function is
+    captured, and from there on only replayed: it may change tensors in place, but no other state. Results are copies.
+
+    Raises:
+        RuntimeError: arguments of other shapes than the first ones.
+    """
+
+    WARM_UP = 3
+    """Calls before the capture."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._calls = 0
+        self._inputs: Any = None
+        self._outputs: Any = None
+        self._replay: Callable[[], None] | None = None
+        self._shapes: list[tuple[torch.Size, torch.dtype]] = []
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it with nested tuples and dicts of tensors."""
+        shapes = [(tensor.shape, tensor.dtype) for tensor in tree_tensors(args)]
+        if not self._calls:
+            self._shapes = shapes
+        elif shapes != self._shapes:
+            raise RuntimeError(f"cuda_graph: the shapes changed from {self._shapes} to {shapes}; a captured graph has fixed ones")
+        self._calls += 1
+        if self._calls <= self.WARM_UP:
+            return self._warm_up(args)
+        if self._replay is None:
+            self._inputs = tree_map(torch.clone, args)
+            self._replay, self._outputs = self._capture()
+        for place, value in zip(tree_tensors(self._inputs), tree_tensors(args), strict=True):
+            place.copy_(value, non_blocking=True)
+        self._replay()
+        return tree_map(torch.clone, self._outputs)
+
+    def _warm_up(self, args: Any) -> Any:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            result = self._function(*args)
+        torch.cuda.current_stream().wait_stream(stream)
+        return result
+
+    def _capture(self) -> tuple[Callable[[], None], Any]:
+        """Return what replays the function on the fixed inputs, and where its results then lie."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self._function(*self._inputs)
+        return graph.replay, outputs
+
+
+class CapturedByShape:
+    """:class:`Captured` for a few sets of shapes, as training and evaluation have different numbers of environments.
+
+    Raises:
+        RuntimeError: more than :attr:`MOST` different sets of shapes.
+    """
+
+    MOST = 8
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._graphs: dict[tuple[Any, ...], Captured] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it with nested tuples and dicts of tensors."""
+        key = tuple(tensor.shape for tensor in tree_tensors(args))
+        if key not in self._graphs:
+            if len(self._graphs) == self.MOST:
+                raise RuntimeError(f"cuda_graph: more than {self.MOST} different shapes; use cuda_graph=false where they change")
+            self._graphs[key] = Captured(self._function)
+        return self._graphs[key](*args)
 
 
 def learning_rate_scale(config: OptimConfig, update: int, total_updates: int) -> float:
@@ -153,13 +269,21 @@ class GroupOptimizer:
     def state_dict(self) -> dict[str, Tensor]:
         """Return Adam's moments and step counts by parameter name."""
         state = {}
-        for part, values in (("step", self._step_of_each()), ("exp_avg", self.split(self.exp_avgs)), ("exp_avg_sq", self.split(self.exp_avg_sqs))):
+        for part, values in (
+            ("step", self._step_of_each()),
+            ("exp_avg", self.split(self.exp_avgs)),
+            ("exp_avg_sq", self.split(self.exp_avg_sqs)),
+        ):
             state |= {f"{part}.{name}": value for name, value in zip(self.names, values, strict=True)}
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state_dict` returned; an empty state means that no step has been taken."""
-        for part, values in (("exp_avg", self.split(self.exp_avgs)), ("exp_avg_sq", self.split(self.exp_avg_sqs)), ("step", self._step_of_each())):
+        for part, values in (
+            ("exp_avg", self.split(self.exp_avgs)),
+            ("exp_avg_sq", self.split(self.exp_avg_sqs)),
+            ("step", self._step_of_each()),
+        ):
             for name, value in zip(self.names, values, strict=True):
                 saved = state.get(f"{part}.{name}")
                 value.copy_(saved) if saved is not None else value.zero_()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
 from functools import lru_cache
+from pathlib import Path
 
 DEVICES = re.compile(r"cpu|mps|cuda(:[0-9]+)?")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -24,6 +26,15 @@ def keep_freed_memory() -> bool:
         return False
     settings = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 1 << 30, _M_TOP_PAD: 64 << 20}  # bytes
     return all(mallopt(name, value) for name, value in settings.items())
+
+
+def keep_compiled_code() -> None:
+    """Let torch.compile keep its results in the user's cache folder, where the next run finds them; the system's temporary one is emptied.
+
+    ``TORCHINDUCTOR_CACHE_DIR`` in the environment goes first.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(base / "worldmpc" / "inductor"))
 
 
 def set_threads(threads: int) -> None:

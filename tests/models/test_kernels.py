@@ -1505,7 +1505,7 @@ def test_rollout_leaves_its_inputs_as_they_are(either):
     assert torch.equal(case.parts[0], before.parts[0])
 
 
-def test_rollout_with_any_number_of_threads(calls):
+def test_rollout_with_any_number_of_threads(fast):
     case, actions = rolled((100,), 3, widths=(64, 64, 24))
     case = fresh(case, wanted=r"x1|\d.*")
 
@@ -1646,11 +1646,12 @@ class Definition:
     """A world model in double precision, evaluated as it is defined."""
 
     def __init__(self, model):
-        self.model = copy.deepcopy(model).double()
+        self.model = model
 
     def network(self, net, *parts, heads=None):
         groups, strided = getattr(net, "groups", 0), getattr(net, "strided", False)
-        return plain(Case(list(parts), net.parameters_of_layers(), heads=heads, groups=groups, strided=strided))
+        layers = [tuple(part if part is None else part.double() for part in layer) for layer in net.parameters_of_layers()]
+        return plain(Case(list(parts), layers, heads=heads, groups=groups, strided=strided))
 
     def step(self, z, action):
         model = self.model
@@ -1720,7 +1721,7 @@ IMAGINED = {
 
 @pytest.mark.parametrize("shape", IMAGINED.values(), ids=IMAGINED)
 def test_returns(shape, every):
-    for envs, samples in ((1, 24), (3, 37), (2, 1)):
+    for envs, samples in ((3, 37), (1, 24)):
         check_returns(imagined(envs, samples, **shape))
 
 

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from worldmpc.envs import EnvError
 from worldmpc.envs.toy import Balance, PointMass
 from worldmpc.models import kernels
 from worldmpc.training.checkpoint import CheckpointError, CheckpointStore, load_checkpoint
-from worldmpc.training.run import run
+from worldmpc.training.run import run, run_seeds
 from worldmpc.training.trainer import DivergenceError
 
 QUIET = {"eval.video": False, "log.progress": "none", "log.tensorboard": False}
@@ -335,3 +336,70 @@ def test_ends_once_the_wanted_return_is_reached(tmp_path):
     again = run(config(tmp_path / "run", resume="auto", **wanted))
     assert again.finished and again.env_steps == result.env_steps
     assert not run(config(tmp_path / "other", **{"train.until_return": 1e6})).last_return >= 1e6
+
+
+def test_seeds_train_together_and_load_alone(tmp_path):
+    """Folders, files and checkpoints as of solo runs; resumed together or alone."""
+    both = run_seeds(config(tmp_path / "both", seeds=(4, 9)))
+    assert [result.run_dir.name for result in both] == ["seed4", "seed9"] and all(result.finished for result in both)
+    for result, seed in zip(both, (4, 9), strict=True):
+        assert [row["env_steps"] for row in evaluations(result.run_dir)] == ["0", "60", "120"]
+        assert json.loads((result.run_dir / "config.json").read_text())["seed"] == seed
+        solo = run(config(tmp_path / f"solo{seed}", seed=seed))
+        # Before anything is learned they are the same bit for bit, then to rounding, which planning amplifies.
+        assert evaluations(result.run_dir)[0]["return_mean"] == evaluations(solo.run_dir)[0]["return_mean"]
+        assert records(result.run_dir)[0]["train/total_loss"] == pytest.approx(records(solo.run_dir)[0]["train/total_loss"], rel=0.2)
+    alone = run(config(both[0].run_dir, seed=4, steps=160, resume="auto"))
+    assert alone.run_dir == both[0].run_dir and alone.env_steps == 160
+
+
+def test_seeds_go_on_together_from_the_last_common_checkpoint(tmp_path):
+    def stop_at_90(state, metrics):
+        state.stop = state.stop or state.decisions == 90
+
+    first = run_seeds(config(tmp_path / "both", seeds=(1, 2), **{"checkpoint.every": 40}), extra_hooks=(stop_at_90,))
+    assert [result.env_steps for result in first] == [90, 90]
+    shutil.rmtree(first[1].run_dir / "checkpoints" / "step_000000090")
+    second = run_seeds(config(tmp_path / "both", seeds=(1, 2), resume="auto", **{"checkpoint.every": 40}))
+    assert all(result.finished and result.env_steps == 120 for result in second)
+    whole = run_seeds(config(tmp_path / "whole", seeds=(1, 2), **{"checkpoint.every": 40}))
+    for one, two in zip(second, whole, strict=True):
+        assert_same_end(one.run_dir, two.run_dir)
+    shutil.rmtree(second[1].run_dir)
+    with pytest.raises(ConfigError, match="no checkpoint of the same step.*each seed alone"):
+        run_seeds(config(tmp_path / "both", seeds=(1, 2), resume="auto", steps=160))
+
+
+def test_seeds_name_who_diverged(tmp_path):
+    with pytest.raises(DivergenceError, match=r"^seed 1: .* \[saved at .*seed1\]"):
+        run_seeds(config(tmp_path / "both", seeds=(1, 2), **{"train.max_loss": 1e-9}))
+    assert all((tmp_path / "both" / name / "checkpoints").is_dir() for name in ("seed1", "seed2"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"cuda_graph": True}, "cuda_graph: needs device=cuda, this run is on cpu"),
+        ({"seeds": (1, 1)}, "seeds: expected different numbers"),
+        ({"seeds": ()}, "seeds: expected different numbers"),
+        ({"seeds": (1, 2), "train.until_return": 5.0}, "train.until_return: expected null with seeds"),
+        ({"seeds": (1, 2), "resume": "somewhere"}, "resume: expected never or auto with seeds"),
+        ({"seeds": "1,2"}, "seeds: expected a list"),
+    ],
+)
+def test_modes_that_cannot_be_had(tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        run(config(tmp_path / "run", **overrides))
+    assert not (tmp_path / "run").exists()
+
+
+def test_compile_needs_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match="compile: needs a C\\+\\+ compiler.*leave it out"):
+        run(config(tmp_path / "run", compile=True))
+
+
+def test_seeds_need_environments_of_their_own(tmp_path):
+    with pytest.raises(ConfigError, match="seeds: every seed needs environments of its own"):
+        run(config(tmp_path / "run", seeds=(1, 2)), task=PointMass())

@@ -208,3 +208,38 @@ def test_learns_a_point_mass_in_seconds():
     result = evaluate(state.agent, eval_envs, 5)
     assert result.mean_return > best - 3.5
     assert evaluate(state.agent, eval_envs, 5, mode="prior").mean_return > PointMass.RANDOM_RETURN + 5  # it lags far behind the planner
+
+
+@pytest.mark.parametrize("workers", ["sync", "async"])
+def test_overlapped_updates_are_one_decision_behind(workers):
+    """The same number of updates; a batch cannot hold the step under way; and bit-equal however it is interrupted."""
+    overrides = {"train.overlap": True, "env.workers": workers, "num_envs": 2}
+    state = make(**overrides)
+    newest = []
+    draw = state.source.next
+
+    def watched():
+        newest.append(len(state.source.replay))
+        return draw()
+
+    state.source.next = watched
+    train(state, [], 60)
+    assert state.updates == 60 and state.decisions == 60
+    # Of the update at each step, only what was stored before that step was there to be drawn.
+    assert newest[:40] == [20] * 20 + [value for value in range(22, 42, 2) for _ in range(2)]
+    other = make(**overrides)
+    for until in (25, 41, 60):
+        train(other, [lambda current, metrics, until=until: setattr(current, "stop", current.decisions >= until)], 60)
+        other.stop = False
+    train(other, [], 60)
+    assert differences(snapshot(state), snapshot(other)) == []
+    for one in (state, other):
+        one.envs.close()
+
+
+def test_error_in_an_overlapped_update_leaves_a_state_that_can_be_saved():
+    state = make(**{"train.overlap": True, "train.max_loss": 1e-9})
+    with pytest.raises(DivergenceError, match="max_loss"):
+        train(state, [], 60)
+    snapshot(state)
+    assert state.decisions == 21 and not state.settled

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worldmpc.config import RunConfig
-from worldmpc.functional import GroupOptimizer
+from worldmpc.functional import Captured, Compiled, GroupOptimizer
 from worldmpc.models.kernels import constant_parameters
 from worldmpc.types import Batch, Metrics, Noise
 
@@ -48,12 +48,13 @@ class Learner:
         self.model_optimizer, self.policy_optimizer = model_optimizer, policy_optimizer
         self.scale, self.skipped = scale, torch.zeros_like(scale)
         self.updates = 0
+        self._step = Captured(self.step) if config.cuda_graph else self.step
 
     def update(self, batch: Batch, noise: Noise) -> Metrics:
         """Do one update; a loss or gradient that is not finite, or a loss above ``train.max_loss``, is not applied, in no seed."""
         self.model_optimizer.schedule(self.updates)
         self.policy_optimizer.schedule(self.updates)
-        metrics = self.step(batch, noise)
+        metrics = self._step(batch, noise)
         self.updates += 1
         return metrics
 
@@ -71,10 +72,16 @@ class Learner:
         skip = torch.maximum(skip, self._diverged(loss))
         policy_metrics["pi_grad_norm"], skip = self.policy_optimizer.step(gradients, skip)
         with torch.no_grad():
-            self.scale.copy_(torch.where(skip > 0, self.scale, policy_metrics["pi_scale"]))
-            self.update_target(self.config.loss.tau * (1 - skip))
+            any_skip = skip.amax().expand_as(skip)
+            self.scale.copy_(torch.where(any_skip > 0, self.scale, policy_metrics["pi_scale"]))
+            self.update_target(self.config.loss.tau * (1 - any_skip))
             self.skipped += skip
         return metrics | policy_metrics | {"pi_loss": loss.detach(), "skipped_updates": self.skipped.clone()}
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that compiling the losses took."""
+        return sum(loss.seconds or 0.0 for loss in (self.model_loss, self.policy_loss) if isinstance(loss, Compiled))
 
     def _autocast(self) -> torch.autocast:
         """Networks inside multiply bfloat16 numbers with ``train.precision=bf16``; what they return is float32."""

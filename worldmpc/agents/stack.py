@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from torch.func import functional_call
 
 from worldmpc.agents.learner import Learner
 from worldmpc.agents.tdmpc2 import TDMPC2, plan_output
-from worldmpc.functional import GroupOptimizer, maybe_compile
+from worldmpc.functional import CapturedByShape, GroupOptimizer, maybe_compile, tree_map
 from worldmpc.types import ActOutput, Batch, Carry, Metrics, Noise, PlanResult, PlanState
 
 TreeT = TypeVar("TreeT")
@@ -66,6 +67,8 @@ class Stack:
         )
         self.learner.skipped, self.learner.updates = skipped, learners[0].updates
         self._plan = maybe_compile(lambda obs, state, noise: self._call("plan", obs, state, noise, explore=True), compiled)
+        if first.config.cuda_graph:
+            self._plan = CapturedByShape(self._plan)
         self.batched_acting = first.device.type != "cpu"
         """Whether the seeds plan as one batch. On a CPU one after the other is faster, as each plan keeps all cores busy."""
 
@@ -79,7 +82,7 @@ class Stack:
         noise = _stacked([agent.streams["explore"].draw(specs) for agent in self.agents])
         starts = PlanState(torch.stack([carry.plan.mean for carry in carries]))
         plan: PlanResult = self._plan(torch.stack(list(obs)).to(first.device), starts, noise)
-        return [plan_output(_of(plan, index)) for index in range(len(self.agents))]
+        return [plan_output(tree_map(operator.itemgetter(index), plan)) for index in range(len(self.agents))]
 
     def update(self, batches: Sequence[Batch]) -> list[Metrics]:
         """Do one update of every seed on its own batch; return the metrics of each."""
@@ -137,12 +140,3 @@ def _stacked(trees: Sequence[TreeT]) -> TreeT:
     if isinstance(first, dict):
         return {name: _stacked([tree[name] for tree in trees]) for name in first}  # type: ignore[index,return-value]
     return type(first)(*(_stacked(list(parts)) for parts in zip(*trees, strict=True)))  # type: ignore[call-overload]
-
-
-def _of(tree: Any, index: int) -> Any:
-    """Return one seed's part of named tuples and dicts of tensors."""
-    if isinstance(tree, Tensor):
-        return tree[index]
-    if isinstance(tree, dict):
-        return {name: _of(value, index) for name, value in tree.items()}
-    return type(tree)(*(_of(value, index) for value in tree))

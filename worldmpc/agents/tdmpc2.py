@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from worldmpc import losses
 from worldmpc.agents.learner import Learner
 from worldmpc.config import ConfigError, RunConfig, discount_from_episode_length
-from worldmpc.functional import GroupOptimizer, maybe_compile
+from worldmpc.functional import CapturedByShape, Compiled, GroupOptimizer, maybe_compile
 from worldmpc.models.kernels import constant_parameters
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec, NoiseStream
@@ -58,6 +59,17 @@ class TDMPC2:
         )
         self.streams = {name: NoiseStream(config.seed, name, device=self.device) for name in ("explore", "eval", "update")}
         self._plan = maybe_compile(self.planner.plan, config.compile)
+        self._verbs: dict[bool, Callable[..., PlanResult]] = {
+            explore: functools.partial(self.plan, explore=explore) for explore in (True, False)
+        }
+        if config.cuda_graph:
+            self._verbs = {explore: CapturedByShape(verb) for explore, verb in self._verbs.items()}
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that compiling took so far; 0 without ``compile``."""
+        plan = self._plan.seconds if isinstance(self._plan, Compiled) else None
+        return self.learner.compile_seconds + (plan or 0.0)
 
     @property
     def updates(self) -> int:
@@ -76,7 +88,8 @@ class TDMPC2:
             eps = stream.draw({"eps": NoiseSpec("normal", (len(obs), self.spec.action_dim))})["eps"]
             action = self.model.propose(self.model.encode(obs), eps if mode == "explore" else torch.zeros_like(eps))
             return ActOutput(action, carry, {}, {})
-        return plan_output(self.plan(obs, carry.plan, stream.draw(self.planner.noise_specs(len(obs))), mode == "explore"))
+        noise = stream.draw(self.planner.noise_specs(len(obs)))
+        return plan_output(self._verbs[mode == "explore"](obs, carry.plan, noise))
 
     def plan(self, obs: Tensor, state: PlanState, noise: Noise, explore: bool) -> PlanResult:
         """Encode observations [E, O] and plan from there."""

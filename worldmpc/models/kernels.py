@@ -123,7 +123,9 @@ def _plain(
     x = parts[0] if len(parts) == 1 else torch.cat([part.expand(*parts[-1].shape[:-1], -1) for part in parts], -1)
     if layers[0][0].dim() == 2:
         return _plain_member(x, layers, keep, groups, strided)
-    chosen = [[None if part is None else (part if heads is None else part.index_select(0, heads)).unbind() for part in layer] for layer in layers]
+    chosen = [
+        [None if part is None else (part if heads is None else part.index_select(0, heads)).unbind() for part in layer] for layer in layers
+    ]
     outputs = []
     for member in range(len(layers[0][0]) if heads is None else len(heads)):
         own: Any = [[None if part is None else part[member] for part in layer] for layer in chosen]
@@ -200,7 +202,9 @@ def _place_saved(net: CNet, saved: Tensor, rows: int, first: int = 0) -> None:
 class _Gradients:
     """Room for the gradients of a network's parameters and for what lies between its two backward passes."""
 
-    def __init__(self, library: native.Library, net: CNet, rows: int, params: Sequence[Tensor | None], needed: Sequence[bool], whole: bool) -> None:
+    def __init__(
+        self, library: native.Library, net: CNet, rows: int, params: Sequence[Tensor | None], needed: Sequence[bool], whole: bool
+    ) -> None:
         self.grads: list[Tensor | None] = []
         for index, (param, need) in enumerate(zip(params, needed, strict=True)):
             # Weights of members that are not evaluated stay 0; biases and norms are summed into.
@@ -343,7 +347,9 @@ class _Rollout(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         zs, actions, members, saved, *params = ctx.saved_tensors
         if torch.is_grad_enabled():
-            raise NotImplementedError("second derivatives of an imagined rollout: use kernels.NATIVE_FROM = 1 << 60 for PyTorch's functions")
+            raise NotImplementedError(
+                "second derivatives of an imagined rollout: use kernels.NATIVE_FROM = 1 << 60 for PyTorch's functions"
+            )
         steps, seeds, batch = len(actions), zs.shape[1], zs.shape[2]
         library, net, alive = _prepare(zs[0], actions[0], None, members, ctx.facts, params)
         # Rows of all steps in one product where they lie side by side, as for one seed.

@@ -121,7 +121,9 @@ def _load() -> Library:
 def _offer_openmp() -> None:
     """Make the functions of PyTorch's own OpenMP runtime visible: a second runtime's threads would compete with its own."""
     torch.get_num_threads()
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if re.search(r"lib[gi]?omp[-.0-9a-f]*\.so", line)}
+    loaded = {
+        line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if re.search(r"lib[gi]?omp[-.0-9a-f]*\.so", line)
+    }
     for path in sorted(loaded, key=lambda path: "torch" not in path):
         runtime = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
         if hasattr(runtime, "GOMP_parallel"):

@@ -60,7 +60,11 @@ class MLP(nn.Sequential):
 
 def _parameters(layer: nn.Module) -> kernels.Layer:
     assert isinstance(layer, nn.Linear)
-    return (layer.weight, layer.bias, layer.ln.weight, layer.ln.bias) if isinstance(layer, NormedLinear) else (layer.weight, layer.bias, None, None)
+    return (
+        (layer.weight, layer.bias, layer.ln.weight, layer.ln.bias)
+        if isinstance(layer, NormedLinear)
+        else (layer.weight, layer.bias, None, None)
+    )
 
 
 class StackedLinear(nn.Module):

@@ -34,6 +34,8 @@ class LogHook:
             state.finished.clear()
         record |= self.throughput.since_last(decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
         record["time/seconds"] = self.throughput.seconds
+        if state.agent.config.compile:
+            record["time/compile_seconds"] = state.agent.compile_seconds
         self.logger.log(_counters(state) | record)
 
 

@@ -29,7 +29,7 @@ from worldmpc.report.curves import plot_curves
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.report.runs import load_run
 from worldmpc.report.video import write_video
-from worldmpc.runtime import keep_freed_memory, resolve_device, set_threads, suggested_threads
+from worldmpc.runtime import keep_compiled_code, keep_freed_memory, resolve_device, set_threads, suggested_threads
 from worldmpc.training.checkpoint import CheckpointStore, check_same_architecture, load_checkpoint
 from worldmpc.training.evaluator import evaluate
 from worldmpc.training.hooks import CheckpointHook, EvalHook, LogHook
@@ -82,6 +82,8 @@ def run_seeds(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple
     set_threads(config.threads or suggested_threads(resolve_model(config.model).mlp_dim))
     device = resolve_device(config.device)
     check_modes(config, device)
+    if config.compile:
+        keep_compiled_code()
     if task is None:
         config = dataclasses.replace(config, task=canonical_task(config.task))
         task = config.task
@@ -127,17 +129,13 @@ def _each_seed(config: RunConfig) -> list[RunConfig]:
         return [config]
     base = None if config.run_dir is None else Path(config.run_dir)
     folders = [None if base is None else str(base / f"seed{seed}") for seed in config.seeds]
-    return [
-        dataclasses.replace(config, seed=seed, seeds=None, run_dir=folder) for seed, folder in zip(config.seeds, folders, strict=True)
-    ]
+    return [dataclasses.replace(config, seed=seed, seeds=None, run_dir=folder) for seed, folder in zip(config.seeds, folders, strict=True)]
 
 
 class _Run:
     """One seed's folder and everything in it: environments, state, logger and hooks."""
 
-    def __init__(
-        self, stack: ExitStack, config: RunConfig, task: Task, device: str, extra_hooks: tuple[Any, ...], *, show: bool
-    ) -> None:
+    def __init__(self, stack: ExitStack, config: RunConfig, task: Task, device: str, extra_hooks: tuple[Any, ...], *, show: bool) -> None:
         """Prepare the run, from its checkpoint where it goes on; ``show`` False leaves the console to another one."""
         # Environments first: a task that cannot be made leaves no folder, and workers do not inherit the lock.
         envs = stack.enter_context(make_envs(task, config.env, seed=config.seed))
@@ -165,7 +163,13 @@ class _Run:
         earlier = 0.0 if tree is None else float(tree["loop"]["seconds"])
         self.throughput = Throughput(earlier=earlier, decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
         self.evaluation = EvalHook(
-            self.logger, self.throughput, self._eval_envs, config.eval_freq, config.eval.episodes, config.eval.prior, config.train.until_return
+            self.logger,
+            self.throughput,
+            self._eval_envs,
+            config.eval_freq,
+            config.eval.episodes,
+            config.eval.prior,
+            config.train.until_return,
         )
         if tree is not None:
             self.evaluation.load_state_dict(tree["loop"]["evaluation"])
@@ -453,7 +457,9 @@ def record_video(path: Path, task: Task, config: RunConfig, agent: TDMPC2, *, in
     Raises:
         EnvError: the environment cannot render.
     """
-    with make_envs(task, dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None), seed=config.seed, render=True) as envs:
+    with make_envs(
+        task, dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None), seed=config.seed, render=True
+    ) as envs:
         result = evaluate(agent, envs, 1, index=index, record=True)
         write_video(path, result.frames, fps=25)
     return result.mean_return

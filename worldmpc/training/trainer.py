@@ -214,8 +214,6 @@ def train_together(team: Team, states: Sequence[TrainState], hooks: Sequence[Seq
                 _learn(team, states, until_done=True)  # what was due with the last steps
             return
         _collect(team, states, overlap)
-        for state in states:
-            state.settled = False
 
 
 def collect(state: TrainState) -> None:
@@ -273,7 +271,7 @@ def _observe(state: TrainState, obs: Tensor, output: ActOutput, step: EnvStep) -
     state.source.observe(
         Transition(obs, output.action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, output.extras)
     )
-    state.act_metrics = output.metrics
+    state.act_metrics, state.settled = output.metrics, False
     done = step.terminated | step.truncated
     fresh = done | ~step.valid
     state.carry = output.carry
@@ -307,7 +305,9 @@ def _learn(team: Team, states: Sequence[TrainState], until_done: bool = False) -
             state.metrics = metrics
         if states[0].agent.device.type == "cpu":  # reading a loss costs nothing here; on a GPU the log hook does it
             for state in states:
-                check_losses(state.metrics, state.agent.config.train.max_loss, "" if len(states) == 1 else f"seed {state.agent.config.seed}: ")
+                check_losses(
+                    state.metrics, state.agent.config.train.max_loss, "" if len(states) == 1 else f"seed {state.agent.config.seed}: "
+                )
     return True
 
 
