@@ -247,7 +247,13 @@ def test_policy_gradients(name):
 
     def capture(loss):
         gradients = original(loss)
-        captured.update(zip(agent.learner.policy_optimizer.names, agent.learner.policy_optimizer.split([gradient.clone() for gradient in gradients]), strict=True))
+        captured.update(
+            zip(
+                agent.learner.policy_optimizer.names,
+                agent.learner.policy_optimizer.split([gradient.clone() for gradient in gradients]),
+                strict=True,
+            )
+        )
         return gradients
 
     agent.learner.policy_optimizer.gradients = capture

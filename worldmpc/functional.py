@@ -24,7 +24,8 @@ def tree_where(mask: Tensor, yes: TreeT, no: TreeT) -> TreeT:
     if isinstance(yes, Tensor) and isinstance(no, Tensor):
         return torch.where(mask.view(-1, *[1] * (yes.dim() - 1)), yes, no)  # type: ignore[return-value]
     assert isinstance(yes, tuple) and isinstance(no, tuple)
-    return type(yes)(*[tree_where(mask, one, other) for one, other in zip(yes, no, strict=True)])  # type: ignore[return-value]
+    parts = [tree_where(mask, one, other) for one, other in zip(yes, no, strict=True)]
+    return type(yes)(*parts) if hasattr(yes, "_fields") else type(yes)(parts)  # type: ignore[return-value]
 
 
 COMPILE_BACKEND = "inductor"
@@ -189,6 +190,8 @@ class GroupOptimizer:
         prefixes_of = [tuple(prefix for prefix, own in prefixes.items() if own == scale) for scale in self.scales]
         named = [[(name, value) for name, value in module.named_parameters() if name.startswith(group)] for group in prefixes_of]
         self.names = [name for group in named for name, _ in group]
+        places = [name.rpartition(".") for name in self.names]
+        self._owners = [(module.get_submodule(owner), leaf) for owner, _, leaf in places]
         self.params: list[Tensor] = [value for group in named for _, value in group]
         self.shapes = [[value.shape for _, value in group] for group in named]
         self.flats = self._tie()
@@ -200,8 +203,14 @@ class GroupOptimizer:
 
     @classmethod
     def stack(cls, optimizers: Sequence[GroupOptimizer]) -> GroupOptimizer:
-        """Return one optimizer over the parameters of all [N, ...], of which the given ones, and their modules, then hold views."""
+        """Return one optimizer over the parameters of all [N, ...], of which the given ones, and their modules, then hold views.
+
+        Raises:
+            ValueError: they have taken different numbers of steps.
+        """
         first = optimizers[0]
+        if any(not torch.equal(one, other) for optimizer in optimizers for one, other in zip(optimizer.steps, first.steps, strict=True)):
+            raise ValueError("stack: the optimisers have taken different numbers of steps")
         stacked = copy.copy(first)
         for name in ("flats", "exp_avgs", "exp_avg_sqs"):
             groups = [torch.stack(parts) for parts in zip(*(getattr(optimizer, name) for optimizer in optimizers), strict=True)]
@@ -217,6 +226,7 @@ class GroupOptimizer:
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
         """Return the gradients of a loss [] for the parameters of these groups alone, one flat tensor [*N, P] per group."""
+        self._follow()
         found = torch.autograd.grad(loss, self.params)
         lead = self.flats[0].shape[:-1]
         flat = [gradient.reshape(*lead, -1) for gradient in found]
@@ -242,8 +252,7 @@ class GroupOptimizer:
         factor = (self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(factor[..., None])
-        if not torch.compiler.is_compiling() and [parameter.data_ptr() for parameter in self.params] != self._places:
-            self.flats = self._tie()  # copied or moved by somebody: what the module holds now is what counts
+        self._follow()
         parts = self.flats, gradients, self.exp_avgs, self.exp_avg_sqs, self.steps, self.lrs
         for flat, gradient, exp_avg, exp_avg_sq, step, lr in zip(*parts, strict=True):
             adam(
@@ -295,6 +304,16 @@ class GroupOptimizer:
             parts = flat.detach().split([shape.numel() for shape in shapes], -1)
             views += [part.view(*flat.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]
         return views
+
+    def _follow(self) -> None:
+        """Take over parameters that somebody has replaced, copied or moved: what the module holds now is what counts."""
+        if self.flats[0].dim() > 1:
+            return  # a stack's parameters are its own
+        now = [owner._parameters[leaf] for owner, leaf in self._owners]
+        same = all(one is other for one, other in zip(now, self.params, strict=True))
+        if not same or [parameter.data_ptr() for parameter in self.params] != self._places:
+            self.params = [parameter for parameter in now if parameter is not None]
+            self.flats = self._tie()
 
     def _tie(self) -> list[Tensor]:
         """Make the parameters of each group views of a flat tensor, and return these."""

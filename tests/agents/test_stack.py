@@ -141,9 +141,7 @@ def test_captured_update_and_plan_equal_plain_ones(monkeypatch):
         def replay():
             result = self._function(*self._inputs)
             places.setdefault("outputs", result)
-            for place, value in zip(
-                functional.tree_tensors(places["outputs"]), functional.tree_tensors(result), strict=True
-            ):
+            for place, value in zip(functional.tree_tensors(places["outputs"]), functional.tree_tensors(result), strict=True):
                 place.copy_(value)
             self._outputs = places["outputs"]
 

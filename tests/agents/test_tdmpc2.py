@@ -199,7 +199,9 @@ def test_learning_rate_schedules():
 def test_encoder_learns_at_its_own_rate_and_schedules_reach_the_optimiser():
     agent = make(**{"optim.schedule": "warmup", "optim.warmup_updates": 2, "optim.lr": 1e-3})
     agent.update(make_batch())
-    assert [lr.item() for lr in agent.learner.model_optimizer.lrs] == pytest.approx([1.5e-4, *[5e-4] * (len(agent.learner.model_optimizer.lrs) - 1)])
+    assert [lr.item() for lr in agent.learner.model_optimizer.lrs] == pytest.approx(
+        [1.5e-4, *[5e-4] * (len(agent.learner.model_optimizer.lrs) - 1)]
+    )
     agent.update(make_batch())
     assert agent.learner.policy_optimizer.lrs[0].item() == pytest.approx(1e-3)
 

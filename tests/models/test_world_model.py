@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from worldmpc.config import ConfigError, ModelConfig
+from worldmpc.models import kernels
 from worldmpc.models.world_model import WorldModel
 from worldmpc.planners import rollout
 from worldmpc.types import Model, ModelStep
@@ -57,7 +58,9 @@ def test_satisfies_the_protocol_and_any_leading_dimensions():
 
 @torch.no_grad()
 @pytest.mark.parametrize("terminates", [True, False])
-def test_rollout_equals_single_steps(terminates):
+@pytest.mark.parametrize("from_rows", [1, 1 << 60])
+def test_rollout_equals_single_steps(terminates, from_rows, monkeypatch):
+    monkeypatch.setattr(kernels, "NATIVE_FROM", from_rows)
     model = WorldModel(SMALL, 7, 3, terminates=terminates)
     torch.nn.init.normal_(model.reward[-1].weight)
     z, actions = model.encode(torch.randn(4, 7)), torch.randn(3, 4, 3).clamp(-1, 1)

@@ -78,6 +78,14 @@ class Learner:
             self.skipped += skip
         return metrics | policy_metrics | {"pi_loss": loss.detach(), "skipped_updates": self.skipped.clone()}
 
+    def leave_to_stack(self) -> None:
+        """Refuse to update from now on: whoever shares the counters of a stack must not go on alone."""
+
+        def refuse(batch: Batch, noise: Noise) -> Metrics:
+            raise RuntimeError("this agent learns through its stack; save it and load it to go on alone")
+
+        self._step = refuse
+
     @property
     def compile_seconds(self) -> float:
         """Seconds that compiling the losses took."""

@@ -45,6 +45,7 @@ class Stack:
         scale, skipped = torch.stack([learner.scale for learner in learners]), torch.stack([learner.skipped for learner in learners])
         for index, learner in enumerate(learners):
             learner.scale, learner.skipped = scale[index], skipped[index]
+            learner.leave_to_stack()
         self._params = {
             **{f"model.{name}": value for name, value in zip(model_optimizer.names, model_optimizer.params, strict=True)},
             **{f"model.{name}": value for name, value in zip(policy_optimizer.names, policy_optimizer.params, strict=True)},

@@ -172,11 +172,11 @@ int worldmpc_backward_rows(const Net *net) {
         float *scratch = room((4 * size + 1) * length, &failed);
         for (int64_t l = 0; l < net->layers; l++) {
             const Layer *layer = &net->layer[l];
-            const int64_t panels = input_panels(net, l), split = first_panels(net, l);
+            const int64_t panels = input_panels(net, l);
 #pragma omp for schedule(static) collapse(2) nowait
             for (int64_t pair = 0; pair < pairs; pair++)
                 for (int64_t panel = 0; panel < panels; panel++) {
-                    if (done_before(net, pair, layer->ready_back) || (l == 0 && !(panel < split ? net->dx1 : net->dx2))) continue;
+                    if (done_before(net, pair, layer->ready_back) || (l == 0 && !net->dx1 && !net->dx2)) continue;
                     const float *weight = layer->weight + net->members[pair] * layer->out * layer->in + panel_column(net, l, panel);
                     float *packed = packed_back_panel(net, l, net->members[pair], panel);
                     for (int64_t o = 0; o < layer->out; o++) pack_row(weight + o * layer->in, panel_columns(net, l, panel), packed + o * PANEL);
@@ -204,8 +204,7 @@ int worldmpc_backward_rows(const Net *net) {
                     float *to = into[part] + net->members[pair] * n;
                     for (int64_t c = 0; c < n; c++) to[c] += from[c];
                 }
-            // The first layer is complete only where both parts of its input were packed.
-            if (l || (net->dx1 && (net->dx2 || !net->d2))) layer->ready_back[net->members[pair]] = 1;
+            if (l || net->dx1 || net->dx2) layer->ready_back[net->members[pair]] = 1;
         }
     }
     free(sums);

@@ -92,16 +92,18 @@ static inline vec exp_negative(vec x) { return exp_within(MOST(all(-87.0f), x));
 // exp(x) between -60 and 20, where Mish has reached 0 and x to rounding.
 static inline vec exp_between(vec x) { return exp_within(LEAST(all(20.0f), MOST(all(-60.0f), x))); }
 
-// mish(x) = x tanh(log(1 + e^x)) = x n / (n + 2) with n = e^x (e^x + 2).
+static inline vec where_true(ints mask, vec x) { return (vec)(mask & (ints)x); } // zero elsewhere
+
+// mish(x) = x tanh(log(1 + e^x)) = x n / (n + 2) with n = e^x (e^x + 2), which is 0 from -60 on: so -inf times it is NaN.
 static inline vec mish(vec x) {
-    const vec e = exp_between(x), n = e * (e + 2.0f);
+    const vec e = exp_between(x), n = where_true(x >= -60.0f, e * (e + 2.0f));
     return x * n * reciprocal(n + 2.0f);
 }
 
-// Its slope (n + 4 x e (e + 1) / (n + 2)) / (n + 2).
+// Its slope (n + 4 x e (e + 1) / (n + 2)) / (n + 2), of which the second part is 0 from 60 on.
 static inline vec mish_slope(vec x) {
-    const vec e = exp_between(x), n = e * (e + 2.0f), d = reciprocal(n + 2.0f);
-    return (n + 4.0f * x * e * (e + 1.0f) * d) * d;
+    const vec e = where_true(x >= -60.0f, exp_between(x)), n = e * (e + 2.0f), d = reciprocal(n + 2.0f);
+    return (n + 4.0f * x * where_true(x < 60.0f, e * (e + 1.0f) * d)) * d;
 }
 
 // Mean and reciprocal deviation of a row.

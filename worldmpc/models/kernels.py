@@ -61,20 +61,21 @@ def mlp(
         [..., out] or [Q', ..., out] float32.
     """
     weight = layers[0][0]
-    if _library_for(parts, weight) is None:
+    if _library_for(parts, layers, groups) is None:
         return _plain(parts, layers, heads, keep, groups, strided)
     members = _all_members(1 if weight.dim() == 2 else len(weight)) if heads is None else heads
-    lead = parts[0].shape[:-1]
-    bf16 = torch.is_autocast_enabled("cpu")
-    facts = Facts(len(members), groups, strided, bf16)
+    if not _fit(members, keep, parts, layers):
+        return _plain(parts, layers, heads, keep, groups, strided)
+    members, lead = members.contiguous(), parts[0].shape[:-1]
+    facts = Facts(len(members), groups, strided, torch.is_autocast_enabled("cpu"))
     x1 = parts[0]
-    shared = len(parts) == 2 and x1.dim() > 2 and not _mapped(x1) and x1.stride(-2) == 0 and not torch.is_grad_enabled()
+    shared = len(parts) == 2 and x1.dim() > 2 and not _mapped(*parts) and x1.stride(-2) == 0 and not torch.is_grad_enabled()
     x1 = (x1[..., 0, :] if shared else x1).reshape(1, -1, x1.shape[-1]).contiguous()
     x2 = parts[1].reshape(1, -1, parts[1].shape[-1]).contiguous() if len(parts) == 2 else None
     if keep is not None:
         keep = keep.reshape(1, len(members), -1, keep.shape[-1]).contiguous()
     params = [None if part is None else part.contiguous() for layer in layers for part in layer]
-    if _mapped(x1, *params):
+    if _mapped(x1, x2, keep, members, *params):
         out: Tensor = _MappedMLP.apply(x1, x2, keep, members, facts, *params)  # type: ignore[assignment]
     elif torch.is_grad_enabled():
         out = _MLP.apply(x1, x2, keep, members, facts, *params)  # type: ignore[assignment]
@@ -85,22 +86,69 @@ def mlp(
 
 @lru_cache
 def _all_members(number: int) -> Tensor:
-    return torch.arange(number)
+    with torch.inference_mode(False):
+        return torch.arange(number, device="cpu")
 
 
-def _library_for(parts: Sequence[Tensor], weight: Tensor) -> native.Library | None:
+def _library_for(parts: Sequence[Tensor], layers: Sequence[Layer], groups: int) -> native.Library | None:
     """Return the library, where it can do it; what it cannot, PyTorch can, or refuses with its own words."""
     x = parts[0]
-    if torch.compiler.is_compiling() or not x.is_cpu or x.dtype is not torch.float32 or weight.dtype is not torch.float32:
+    if torch.compiler.is_compiling() or not x.is_cpu or len(parts) > 2 or x.numel() < NATIVE_FROM * x.shape[-1] or not x.numel():
         return None
-    if x.numel() < NATIVE_FROM * x.shape[-1] or sum(part.shape[-1] for part in parts) != weight.shape[-1]:
+    for part in parts[1:]:
+        if part.shape[:-1] != x.shape[:-1] or not part.numel():
+            return None
+    if not all(part.dtype is torch.float32 and part.is_cpu for part in parts) or not _well_formed(
+        layers, sum(part.shape[-1] for part in parts), groups
+    ):
         return None
     library = native.library()
     if isinstance(library, str):
         return None
-    if torch.is_autocast_enabled("cpu") and not library.bf16:
+    if torch.is_autocast_enabled("cpu") and not (library.bf16 and torch.get_autocast_dtype("cpu") is torch.bfloat16):
         return None
     return library if _transforms_are_one_vmap() else None
+
+
+def _well_formed(layers: Sequence[Layer], width: int, groups: int) -> bool:
+    """Whether the parameters belong together: widths follow on each other, LayerNorms everywhere but perhaps in the end."""
+    if len(layers) > native.MAX_LAYERS:
+        return False
+    last = len(layers) - 1
+    lead = layers[0][0].shape[:-2]
+    for index, (weight, bias, ln_weight, ln_bias) in enumerate(layers):
+        shape = weight.shape[:-1]
+        if weight.shape[-1] != width or shape[:-1] != lead or bias.shape != shape or (ln_weight is None) != (ln_bias is None):
+            return False
+        if ln_weight is None or ln_bias is None:
+            if index < last or groups:
+                return False
+        elif ln_weight.shape != shape or ln_bias.shape != shape or not (_plain_float(ln_weight) and _plain_float(ln_bias)):
+            return False
+        if not (_plain_float(weight) and _plain_float(bias)):
+            return False
+        width = shape[-1]
+    # A LayerNorm in the end comes with SimNorm, and SimNorm with whole groups.
+    return (layers[last][2] is None) == (groups == 0) and (groups == 0 or width % groups == 0)
+
+
+def _plain_float(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.float32 and tensor.is_cpu
+
+
+def _fit(members: Tensor, keep: Tensor | None, parts: Sequence[Tensor], layers: Sequence[Layer]) -> bool:
+    """Whether heads are different ones that exist, and dropout factors have the shape of what they are for."""
+    weight = layers[0][0]
+    if members.dtype is not torch.int64 or members.dim() != 1 or not members.is_cpu:
+        return False
+    if weight.dim() == 3 and not _mapped(members):
+        chosen = members.tolist()
+        if len(set(chosen)) != len(chosen) or not chosen or min(chosen) < 0 or max(chosen) >= len(weight):
+            return False
+    if keep is None:
+        return True
+    lead = () if weight.dim() == 2 else (len(members),)
+    return not keep.requires_grad and _plain_float(keep) and keep.shape == (*lead, *parts[0].shape[:-1], weight.shape[-2])
 
 
 def _transforms_are_one_vmap() -> bool:
@@ -112,8 +160,10 @@ def _transforms_are_one_vmap() -> bool:
 
 
 def _mapped(*tensors: Tensor | None) -> bool:
+    """Whether one of them stands for a batch, under torch.func or in ``torch.autograd.grad(..., is_grads_batched=True)``."""
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
-    return any(wrapped(tensor) for tensor in tensors if tensor is not None)
+    batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
+    return any(wrapped(tensor) or batched(tensor) for tensor in tensors if tensor is not None)
 
 
 def _plain(
@@ -141,7 +191,7 @@ def _plain_member(x: Tensor, layers: Sequence[Layer], keep: Tensor | None, group
         if ln_weight is not None and ln_bias is not None:
             x = F.layer_norm(x, ln_weight.shape, ln_weight, ln_bias, NORM_EPS)
             x = simnorm(x, groups, strided) if groups and index == len(layers) - 1 else F.mish(x)
-    return x.float()
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()  # autocast rounds inside networks alone
 
 
 def _prepare(
@@ -150,7 +200,7 @@ def _prepare(
     """Return the library and a call of it with everything but results filled in; the last tuple must outlive the call."""
     library = native.library()
     assert not isinstance(library, str)
-    packed = native.packed(params, facts, library.panel)
+    packed = native.packed(params, facts, x1.shape[2], library.panel)
     net = CNet.from_buffer_copy(packed.net)
     net.seeds, net.heads, net.rows = x1.shape[0], facts.heads, x1.shape[1] if x2 is None else x2.shape[1]
     net.repeat, net.d1, net.threads = net.rows // x1.shape[1], x1.shape[2], torch.get_num_threads()
@@ -213,7 +263,7 @@ class _Gradients:
         self.weights = any(gradient is not None for gradient in self.grads[::4])
         widths = [-(-layer.out // library.tile) * library.tile for layer in net.layer[: net.layers]]
         pairs = net.seeds * net.heads
-        self.behind = torch.empty(pairs * rows * sum(widths)) if self.weights else None
+        self.behind = torch.empty(pairs * rows * sum(widths), device="cpu", dtype=torch.float32) if self.weights else None
         self.places = [pairs * rows * sum(widths[:index]) for index in range(net.layers)]
         self.rows, self.tile = rows, library.tile
 
@@ -249,7 +299,7 @@ class _MLP(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x1, x2, keep, members, out, saved, *params = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or _mapped(grad):
             return _gradients_of_plain(ctx, x1, x2, keep, members, params, grad)
         library, net, alive = _prepare(x1, x2, keep, members, ctx.facts, params)
         _place_saved(net, saved, net.seeds * net.heads * net.rows)
@@ -293,9 +343,10 @@ class _MappedMLP(torch.autograd.Function):
         x1, x2, keep = (_with_seeds(tensor, dim, seeds) for tensor, dim in zip(args[:3], dims[:3], strict=True))
         members = _with_seeds(args[3], dims[3], seeds)
         params = [_with_seeds(tensor, dim, seeds) for tensor, dim in zip(args[5:], dims[5:], strict=True)]
-        x1, x2, keep = (None if tensor is None else tensor[:, 0] for tensor in (x1, x2, keep))
+        # The seed dimension of one seed goes.
+        x1, x2, keep = x1[:, 0], None if x2 is None else x2[:, 0], None if keep is None else keep[:, 0]
         own = params[0].shape[1] if params[0].dim() == 4 else 1
-        members = (members + own * torch.arange(seeds)[:, None]).contiguous()
+        members = (members + own * torch.arange(seeds, device="cpu")[:, None]).contiguous()
         if torch.is_grad_enabled():
             return _MLP.apply(x1, x2, keep, members, facts, *params)[:, None], 0  # type: ignore[index]
         return _forward(x1, x2, keep, members, facts, False, params)[0][:, None], 0
@@ -339,17 +390,15 @@ class _Rollout(torch.autograd.Function):
             _place_saved(net, saved, steps * rows, step * rows)
             _call(library.forward, net)
         del alive
-        ctx.save_for_backward(zs, actions, members, saved, *params)
+        ctx.save_for_backward(z, zs, actions, members, saved, *params)
         ctx.facts = facts
         return zs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        zs, actions, members, saved, *params = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "second derivatives of an imagined rollout: use kernels.NATIVE_FROM = 1 << 60 for PyTorch's functions"
-            )
+        z, zs, actions, members, saved, *params = ctx.saved_tensors
+        if torch.is_grad_enabled() or _mapped(grad):
+            return _rollout_gradients_of_plain(ctx, z, actions, params, grad)
         steps, seeds, batch = len(actions), zs.shape[1], zs.shape[2]
         library, net, alive = _prepare(zs[0], actions[0], None, members, ctx.facts, params)
         # Rows of all steps in one product where they lie side by side, as for one seed.
@@ -376,18 +425,45 @@ class _Rollout(torch.autograd.Function):
 
 def rollout(z: Tensor, actions: Tensor, layers: Sequence[Layer], groups: int, strided: bool) -> Tensor:
     """Apply a network that ends in SimNorm to its own result: z [..., Z], actions [T, ..., A] without gradient -> [T+1, ..., Z]."""
-    if _library_for((z, actions[0]), layers[0][0]) is None or actions.requires_grad:
-        zs = [z]
-        for action in actions:
-            zs.append(_plain((zs[-1], action), layers, None, None, groups, strided))
-        return torch.stack(zs)
+    fits = layers[-1][0].shape[-2] == z.shape[-1] and groups and layers[0][0].dim() == 2 and len(actions) > 0 and not actions.requires_grad
+    if not fits or _library_for((z, actions[0]), layers, groups) is None:
+        return _plain_rollout(z, actions, layers, groups, strided)
     params = [None if part is None else part.contiguous() for layer in layers for part in layer]
     rows = z.reshape(1, -1, z.shape[-1]).contiguous()
     steps = actions.reshape(len(actions), 1, -1, actions.shape[-1]).contiguous()
     facts = Facts(1, groups, strided, torch.is_autocast_enabled("cpu"))
-    function = _MappedRollout if _mapped(rows, *params) else _Rollout
+    function = _MappedRollout if _mapped(rows, steps, *params) else _Rollout
     zs: Tensor = function.apply(rows, steps, facts, *params)  # type: ignore[assignment]
     return zs.view(len(actions) + 1, *z.shape)
+
+
+def _plain_rollout(z: Tensor, actions: Tensor, layers: Sequence[Layer], groups: int, strided: bool) -> Tensor:
+    zs = [z]
+    for action in actions:
+        zs.append(_plain((zs[-1], action), layers, None, None, groups, strided))
+    return torch.stack(zs)
+
+
+def _rollout_gradients_of_plain(ctx: Any, z: Tensor, actions: Tensor, params: Sequence[Any], grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients that can be differentiated again, by PyTorch's own functions."""
+    with torch.enable_grad():
+        outputs = [
+            _plain_rollout(z[seed], actions[:, seed], _layers_of(params, seed, len(z)), ctx.facts.simnorm, ctx.facts.strided)
+            for seed in range(len(z))
+        ]
+        return _differentiate(ctx, torch.stack(outputs, 1), (z, None, None, *params), grad)
+
+
+def _layers_of(params: Sequence[Any], seed: int, seeds: int) -> Any:
+    """Parameters of one seed, layer by layer; those of a single seed are not stacked."""
+    own = [param if param is None or seeds == 1 else param[seed] for param in params]
+    return [own[index : index + 4] for index in range(0, len(own), 4)]
+
+
+def _differentiate(ctx: Any, out: Tensor, inputs: Sequence[Tensor | None], grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed and x is not None]
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=not _mapped(grad)))
+    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
 
 
 class ImaginedNets(NamedTuple):
@@ -420,13 +496,27 @@ def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps
     Returns:
         [E, S], or None where the library cannot do it.
     """
-    weight = nets.dynamics[0][0]
-    if torch.is_grad_enabled() or z.dim() != 3 or _library_for((z, actions[0]), weight) is None or _mapped(z, weight) or z.stride(1) != 0:
+    if torch.is_grad_enabled() or z.dim() != 3 or actions.dim() != 4 or eps.shape != actions.shape[1:]:
+        return None
+    if (
+        _library_for((z, actions[0]), nets.dynamics, nets.groups) is None
+        or _mapped(z, actions, eps, nets.dynamics[0][0])
+        or z.stride(1) != 0
+    ):
+        return None
+    joint = (z, actions[0])
+    parts = {"reward": joint, "policy": (z,), "critics": joint, "termination": (z,)}
+    widths = {"reward": len(nets.support), "policy": 2 * actions.shape[-1], "critics": len(nets.support), "termination": 1}
+    for name, inputs in parts.items():
+        layers = getattr(nets, name)
+        if layers is not None and (_library_for(inputs, layers, 0) is None or layers[-1][0].shape[-2] != widths[name]):
+            return None
+    if nets.dynamics[-1][0].shape[-2] != z.shape[-1] or not _fit(critics, None, joint, nets.critics) or not _plain_float(nets.support):
         return None
     library = native.library()
     assert not isinstance(library, str)
     envs, samples, horizon = z.shape[0], z.shape[1], len(actions)
-    starts, actions, eps = z[:, 0].contiguous(), actions.contiguous(), eps.contiguous()
+    starts, actions, eps, critics = z[:, 0].contiguous(), actions.contiguous(), eps.contiguous(), critics.contiguous()
     out = z.new_empty(envs, samples)
     call, alive = native.CReturns(), []
     one, bf16 = _all_members(1), torch.is_autocast_enabled("cpu")
@@ -441,7 +531,7 @@ def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps
             continue
         params = [None if part is None else part.contiguous() for layer in layers for part in layer]
         groups = nets.groups if name == "dynamics" else 0
-        packed = native.packed(params, Facts(len(members), groups, nets.strided, bf16), library.panel)
+        packed = native.packed(params, Facts(len(members), groups, nets.strided, bf16), z.shape[-1], library.panel)
         setattr(call, name, packed.net)
         net: CNet = getattr(call, name)
         net.seeds, net.heads, net.rows, net.repeat, net.members = 1, len(members), rows * envs * samples, 1, members.data_ptr()
@@ -457,16 +547,21 @@ def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps
 
 
 def _gradients_of_plain(
-    ctx: Any, x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor, params: Sequence[Tensor | None], grad: Tensor
+    ctx: Any, x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor, params: Sequence[Any], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Gradients that can be differentiated again, by PyTorch's own functions; for one seed."""
+    """Gradients that can be differentiated again, by PyTorch's own functions."""
     facts: Facts = ctx.facts
-    parts = [part[0] for part in (x1, x2) if part is not None]
-    layers: Any = [params[index : index + 4] for index in range(0, len(params), 4)]
-    single = layers[0][0].dim() == 2
-    mask = keep if keep is None else keep[0, 0] if single else keep[0]
-    out = _plain(parts, layers, None if single else members, mask, facts.simnorm, facts.strided)
-    inputs = (x1, x2, None, None, None, *params)
-    wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed and x is not None]
-    found = iter(torch.autograd.grad(out, wanted, grad[0, 0] if single else grad[0], create_graph=True))
-    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+    seeds = len(x1)
+    chosen = members.view(seeds, facts.heads)
+    outputs = []
+    with torch.enable_grad():
+        for seed in range(seeds):
+            layers = _layers_of(params, seed, seeds)
+            parts = [part[seed] for part in (x1, x2) if part is not None]
+            if layers[0][0].dim() == 2:
+                out = _plain(parts, layers, None, None if keep is None else keep[seed, 0], facts.simnorm, facts.strided)[None]
+            else:
+                own = chosen[seed] - seed * len(layers[0][0])
+                out = _plain(parts, layers, own, None if keep is None else keep[seed], facts.simnorm, facts.strided)
+            outputs.append(out)
+        return _differentiate(ctx, torch.stack(outputs), (x1, x2, None, None, None, *params), grad)

@@ -1,8 +1,9 @@
-"""Binding of ``mlp.c``, which is compiled when the package is installed: whole networks on a CPU without PyTorch's operators between.
+"""Binding of ``csrc/mlp.c``: whole networks on a CPU, without PyTorch's operators between their parts.
 
-Libraries for several generations of processors lie beside this file; the best one that this processor can run is loaded
-when the first network is evaluated. Its threads are those of PyTorch's own OpenMP runtime. Where there is none (no compiler at installation, another kind of
-processor or system) :data:`AVAILABLE` says why, and :mod:`worldmpc.models.kernels` uses PyTorch's functions, which are several times slower.
+The C code is compiled when the package is installed, for several generations of processors; the best library that this processor can
+run is loaded when the first network is evaluated. Its threads are those of PyTorch's own OpenMP runtime. Where there is none (no
+compiler at installation, another kind of processor or system) :func:`library` says why, and :mod:`worldmpc.models.kernels` uses
+PyTorch's functions, which are several times slower.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import platform
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -61,10 +62,10 @@ class CReturns(ctypes.Structure):
 class Library(NamedTuple):
     """The loaded functions, and what the processor can do."""
 
-    forward: ctypes._CFuncPtr
-    backward_rows: ctypes._CFuncPtr
-    backward_weights: ctypes._CFuncPtr
-    returns: ctypes._CFuncPtr
+    forward: Callable[[CNet], int]
+    backward_rows: Callable[[CNet], int]
+    backward_weights: Callable[[CNet], int]
+    returns: Callable[[CReturns], int]
     panel: int
     tile: int
     bf16: bool
@@ -112,10 +113,18 @@ def _load() -> Library:
         raise Unavailable(str(error)) from error
     if loaded.worldmpc_size() != ctypes.sizeof(CReturns):
         raise Unavailable("compiled from another version of worldmpc; install worldmpc again")
-    functions = [getattr(loaded, f"worldmpc_{name}") for name in ("forward", "backward_rows", "backward_weights", "returns")]
-    for function in functions:
-        function.argtypes = [ctypes.POINTER(CReturns if function is functions[-1] else CNet)]
-    return Library(*functions, int(loaded.worldmpc_panel()), int(loaded.worldmpc_tile()), bool(loaded.worldmpc_bf16()), name)
+    for function in ("forward", "backward_rows", "backward_weights", "returns"):
+        getattr(loaded, f"worldmpc_{function}").argtypes = [ctypes.POINTER(CReturns if function == "returns" else CNet)]
+    return Library(
+        loaded.worldmpc_forward,
+        loaded.worldmpc_backward_rows,
+        loaded.worldmpc_backward_weights,
+        loaded.worldmpc_returns,
+        int(loaded.worldmpc_panel()),
+        int(loaded.worldmpc_tile()),
+        bool(loaded.worldmpc_bf16()),
+        name,
+    )
 
 
 def _offer_openmp() -> None:
@@ -153,7 +162,7 @@ class Packed(NamedTuple):
 class _Scopes(threading.local):
     """What :func:`constant_parameters` keeps, in each thread."""
 
-    packed: dict[tuple[int, ...], Packed] | None = None
+    packed: dict[tuple[object, ...], Packed] | None = None
 
     def __init__(self) -> None:
         self.rooms: dict[int, list[Tensor]] = {}
@@ -178,15 +187,18 @@ def constant_parameters() -> Iterator[None]:
         _scopes.packed = outer
 
 
-def packed(params: Sequence[Tensor | None], facts: Facts, panel: int) -> Packed:
-    """Return a network's parameters ready for the library: per layer weight [members, out, in], bias, LayerNorm weight and bias or None."""
+def packed(params: Sequence[Tensor | None], facts: Facts, split: int, panel: int) -> Packed:
+    """Return a network's parameters ready for the library: per layer weight [members, out, in], bias, LayerNorm weight and bias or None.
+
+    ``split``: columns of the first part of the input; ``panel``: of the library.
+    """
     scope = _scopes.packed
-    key = (facts.bf16, facts.simnorm, *(params[index].data_ptr() for index in range(0, len(params), 4)))  # type: ignore[union-attr]
-    if scope is not None and key in scope:
-        return scope[key]
-    made = _pack(params, facts, panel, {} if scope is None else _scopes.rooms)
-    if scope is not None:
-        scope[key] = made
+    if scope is None:
+        return _pack(params, facts, panel, {})
+    key = (facts, split, *((0, None) if param is None else (param.data_ptr(), param.shape) for param in params))
+    made = scope.get(key)
+    if made is None:
+        made = scope[key] = _pack(params, facts, panel, _scopes.rooms)
     return made
 
 
@@ -205,7 +217,7 @@ def _pack(params: Sequence[Tensor | None], facts: Facts, panel: int, rooms: dict
         # As mlp.c counts: panels of columns, each with the bias and room to pad both parts of the input.
         sizes += [members * (in_ + 34) * _up(out, panel), members * out * (_up(in_, panel) + panel)]
     free = rooms.get(sum(sizes))
-    room = free.pop() if free else torch.empty(sum(sizes))
+    room = free.pop() if free else torch.empty(sum(sizes), device="cpu", dtype=torch.float32)
     offset = 0
     for index in range(net.layers):
         layer = net.layer[index]
