@@ -1413,7 +1413,7 @@ def rolled(lead, steps, *, widths=(33, 24), action=3, groups=8, strided=False) -
 
 
 def roll(case, actions):
-    return kernels.rollout(case.parts[0], actions, case.layers, case.groups, case.strided)
+    return kernels.rollout(case.parts[0], actions, kernels.Network(case.layers, case.groups, case.strided))
 
 
 def loop(case, actions):
@@ -1650,7 +1650,7 @@ class Definition:
 
     def network(self, net, *parts, heads=None):
         groups, strided = getattr(net, "groups", 0), getattr(net, "strided", False)
-        layers = [tuple(part if part is None else part.double() for part in layer) for layer in net.parameters_of_layers()]
+        layers = [tuple(part if part is None else part.double() for part in layer) for layer in net.network().layers]
         return plain(Case(list(parts), layers, heads=heads, groups=groups, strided=strided))
 
     def step(self, z, action):

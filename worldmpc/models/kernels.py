@@ -7,7 +7,7 @@ derivatives, for second derivatives, and where there is no library. Both compute
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,7 +19,19 @@ from torch._functorch import pyfunctorch
 from worldmpc.models import native
 from worldmpc.models.native import CNet, Facts, constant_parameters
 
-__all__ = ["NATIVE_FROM", "NORM_EPS", "Layer", "constant_parameters", "mlp", "simnorm"]
+__all__ = [
+    "NATIVE_FROM",
+    "NORM_EPS",
+    "ImaginedNets",
+    "Layer",
+    "Network",
+    "constant_parameters",
+    "mlp",
+    "network_of",
+    "returns",
+    "rollout",
+    "simnorm",
+]
 
 NORM_EPS = 1e-5
 """What LayerNorm adds to the variance; ``mlp.c`` has it as well."""
@@ -31,6 +43,56 @@ Layer = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 leading dimension ``Q`` for networks of equal shape on the same input."""
 
 
+class Network:
+    """Parameters of a network, or of ``Q`` on the same input, and what has been found out about them.
+
+    Args:
+        layers: parameters, with or without ``Q``.
+        groups: width of the groups of the SimNorm that takes the place of the last layer's Mish; 0: the last layer is linear.
+        strided: layout of these groups.
+    """
+
+    def __init__(self, layers: Sequence[Layer], groups: int = 0, strided: bool = False) -> None:
+        self.layers, self.groups, self.strided = layers, groups, strided
+        self._fits: dict[int, bool] = {}
+        self._packed: dict[tuple[Facts, int], native.Packed] = {}
+        self._scope: object = None
+        self.params = [None if part is None else part.contiguous() for layer in layers for part in layer]
+
+    @property
+    def members(self) -> int:
+        """Number ``Q`` of networks; 1 for one without that dimension."""
+        weight = self.layers[0][0]
+        return 1 if weight.dim() == 2 else len(weight)
+
+    def fits(self, width: int) -> bool:
+        """Return whether the library can evaluate it on inputs of this width."""
+        if width not in self._fits:
+            self._fits[width] = _well_formed(self.layers, width, self.groups)
+        return self._fits[width]
+
+    def packed(self, facts: Facts, split: int, panel: int) -> native.Packed:
+        """Return it packed for the library: once in every scope of constant parameters, each time outside of them."""
+        scope = native.scope().packed
+        if scope is not self._scope or scope is None:
+            self._packed, self._scope = {}, scope
+        key = facts, split
+        if key not in self._packed:
+            self._packed[key] = native.packed(self.params, facts, split, panel)
+        return self._packed[key]
+
+
+def network_of(owner: object, first: Tensor, frozen: bool, build: Callable[[], Network]) -> Network:
+    """Return a module's network, found out about once in every scope of constant parameters; ``first``: its first parameter now."""
+    known = None if torch.compiler.is_compiling() else native.scope().networks
+    if known is None:
+        return build()
+    entry = known.get((id(owner), frozen))
+    if entry is None or entry[0] is not owner or entry[1][0] is not first:  # type: ignore[index]
+        entry = known[id(owner), frozen] = (owner, (first, build()))
+    return entry[1][1]  # type: ignore[index,return-value]
+
+
 def simnorm(x: Tensor, width: int, strided: bool) -> Tensor:
     """Softmax within groups of ``width`` entries, neighbours or strided: [..., Z] -> [..., Z]."""
     if strided:
@@ -40,7 +102,7 @@ def simnorm(x: Tensor, width: int, strided: bool) -> Tensor:
 
 def mlp(
     parts: Sequence[Tensor],
-    layers: Sequence[Layer],
+    layers: Sequence[Layer] | Network,
     *,
     heads: Tensor | None = None,
     keep: Tensor | None = None,
@@ -51,7 +113,7 @@ def mlp(
 
     Args:
         parts: the columns of the input in one or two tensors [..., in_i], float32.
-        layers: parameters, with or without ``Q``.
+        layers: parameters, with or without ``Q``; or a :class:`Network`, which knows ``groups`` and ``strided``.
         heads: [Q'] int64, which of the ``Q``; None for all.
         keep: dropout factors [Q', ..., hidden] before the LayerNorm of the first layer, or None.
         groups: width of the groups of the SimNorm that takes the place of the last layer's Mish; 0: the last layer is linear.
@@ -60,28 +122,28 @@ def mlp(
     Returns:
         [..., out] or [Q', ..., out] float32.
     """
-    weight = layers[0][0]
-    if _library_for(parts, layers, groups) is None:
-        return _plain(parts, layers, heads, keep, groups, strided)
-    members = _all_members(1 if weight.dim() == 2 else len(weight)) if heads is None else heads
-    if not _fit(members, keep, parts, layers):
-        return _plain(parts, layers, heads, keep, groups, strided)
+    network = layers if isinstance(layers, Network) else Network(layers, groups, strided)
+    if _library_for(parts, network) is None:
+        return _plain(parts, network, heads, keep)
+    members = _all_members(network.members) if heads is None else heads
+    if not _fit(members, keep, parts, network):
+        return _plain(parts, network, heads, keep)
+    single = network.layers[0][0].dim() == 2
     members, lead = members.contiguous(), parts[0].shape[:-1]
-    facts = Facts(len(members), groups, strided, torch.is_autocast_enabled("cpu"))
+    facts = Facts(len(members), network.groups, network.strided, torch.is_autocast_enabled("cpu"))
     x1 = parts[0]
     shared = len(parts) == 2 and x1.dim() > 2 and not _mapped(*parts) and x1.stride(-2) == 0 and not torch.is_grad_enabled()
     x1 = (x1[..., 0, :] if shared else x1).reshape(1, -1, x1.shape[-1]).contiguous()
     x2 = parts[1].reshape(1, -1, parts[1].shape[-1]).contiguous() if len(parts) == 2 else None
     if keep is not None:
         keep = keep.reshape(1, len(members), -1, keep.shape[-1]).contiguous()
-    params = [None if part is None else part.contiguous() for layer in layers for part in layer]
-    if _mapped(x1, x2, keep, members, *params):
-        out: Tensor = _MappedMLP.apply(x1, x2, keep, members, facts, *params)  # type: ignore[assignment]
+    if _mapped(x1, x2, keep, members, *network.params):
+        out: Tensor = _MappedMLP.apply(x1, x2, keep, members, facts, *network.params)  # type: ignore[assignment]
     elif torch.is_grad_enabled():
-        out = _MLP.apply(x1, x2, keep, members, facts, *params)  # type: ignore[assignment]
+        out = _MLP.apply(x1, x2, keep, members, facts, network, *network.params)  # type: ignore[assignment]
     else:
-        out = _forward(x1, x2, keep, members, facts, False, params)[0]
-    return out.view(*(() if weight.dim() == 2 else (len(members),)), *lead, out.shape[-1])
+        out = _forward(x1, x2, keep, members, facts, False, network)[0]
+    return out.view(*(() if single else (len(members),)), *lead, out.shape[-1])
 
 
 @lru_cache
@@ -90,7 +152,7 @@ def _all_members(number: int) -> Tensor:
         return torch.arange(number, device="cpu")
 
 
-def _library_for(parts: Sequence[Tensor], layers: Sequence[Layer], groups: int) -> native.Library | None:
+def _library_for(parts: Sequence[Tensor], network: Network) -> native.Library | None:
     """Return the library, where it can do it; what it cannot, PyTorch can, or refuses with its own words."""
     x = parts[0]
     if torch.compiler.is_compiling() or not x.is_cpu or len(parts) > 2 or x.numel() < NATIVE_FROM * x.shape[-1] or not x.numel():
@@ -98,9 +160,7 @@ def _library_for(parts: Sequence[Tensor], layers: Sequence[Layer], groups: int) 
     for part in parts[1:]:
         if part.shape[:-1] != x.shape[:-1] or not part.numel():
             return None
-    if not all(part.dtype is torch.float32 and part.is_cpu for part in parts) or not _well_formed(
-        layers, sum(part.shape[-1] for part in parts), groups
-    ):
+    if not all(_plain_float(part) for part in parts) or not network.fits(sum(part.shape[-1] for part in parts)):
         return None
     library = native.library()
     if isinstance(library, str):
@@ -136,12 +196,12 @@ def _plain_float(tensor: Tensor) -> bool:
     return tensor.dtype is torch.float32 and tensor.is_cpu
 
 
-def _fit(members: Tensor, keep: Tensor | None, parts: Sequence[Tensor], layers: Sequence[Layer]) -> bool:
+def _fit(members: Tensor, keep: Tensor | None, parts: Sequence[Tensor], network: Network) -> bool:
     """Whether heads are different ones that exist, and dropout factors have the shape of what they are for."""
-    weight = layers[0][0]
+    weight = network.layers[0][0]
     if members.dtype is not torch.int64 or members.dim() != 1 or not members.is_cpu:
         return False
-    if weight.dim() == 3 and not _mapped(members):
+    if weight.dim() == 3 and members is not _all_members(len(weight)) and not _mapped(members):
         chosen = members.tolist()
         if len(set(chosen)) != len(chosen) or not chosen or min(chosen) < 0 or max(chosen) >= len(weight):
             return False
@@ -166,10 +226,9 @@ def _mapped(*tensors: Tensor | None) -> bool:
     return any(wrapped(tensor) or batched(tensor) for tensor in tensors if tensor is not None)
 
 
-def _plain(
-    parts: Sequence[Tensor], layers: Sequence[Layer], heads: Tensor | None, keep: Tensor | None, groups: int, strided: bool
-) -> Tensor:
+def _plain(parts: Sequence[Tensor], network: Network, heads: Tensor | None, keep: Tensor | None) -> Tensor:
     """Do the same with PyTorch's functions, one member after the other: on a CPU this beats the batched product by a third."""
+    layers, groups, strided = network.layers, network.groups, network.strided
     x = parts[0] if len(parts) == 1 else torch.cat([part.expand(*parts[-1].shape[:-1], -1) for part in parts], -1)
     if layers[0][0].dim() == 2:
         return _plain_member(x, layers, keep, groups, strided)
@@ -195,12 +254,12 @@ def _plain_member(x: Tensor, layers: Sequence[Layer], keep: Tensor | None, group
 
 
 def _prepare(
-    x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor, facts: Facts, params: Sequence[Tensor | None]
+    x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor, facts: Facts, network: Network
 ) -> tuple[native.Library, CNet, tuple[object, ...]]:
     """Return the library and a call of it with everything but results filled in; the last tuple must outlive the call."""
     library = native.library()
     assert not isinstance(library, str)
-    packed = native.packed(params, facts, x1.shape[2], library.panel)
+    packed = network.packed(facts, x1.shape[2], library.panel)
     net = CNet.from_buffer_copy(packed.net)
     net.seeds, net.heads, net.rows = x1.shape[0], facts.heads, x1.shape[1] if x2 is None else x2.shape[1]
     net.repeat, net.d1, net.threads = net.rows // x1.shape[1], x1.shape[2], torch.get_num_threads()
@@ -218,10 +277,10 @@ def _call(function: Any, net: CNet | native.CReturns) -> None:
 
 
 def _forward(
-    x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor, facts: Facts, save: bool, params: Sequence[Tensor | None]
+    x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor, facts: Facts, save: bool, network: Network
 ) -> tuple[Tensor, Tensor | None]:
     """Return the result [S, Q, M, out], and what the backward pass needs, flat."""
-    library, net, alive = _prepare(x1, x2, keep, members, facts, params)
+    library, net, alive = _prepare(x1, x2, keep, members, facts, network)
     out = x1.new_empty(net.seeds, facts.heads, net.rows, net.layer[net.layers - 1].out)
     net.out = out.data_ptr()
     saved = None
@@ -289,11 +348,18 @@ class _MLP(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor, facts: Facts, *params: Tensor | None
+        ctx: Any,
+        x1: Tensor,
+        x2: Tensor | None,
+        keep: Tensor | None,
+        members: Tensor,
+        facts: Facts,
+        network: Network,
+        *params: Tensor | None,
     ) -> Tensor:
-        out, saved = _forward(x1, x2, keep, members, facts, any(ctx.needs_input_grad), params)
+        out, saved = _forward(x1, x2, keep, members, facts, any(ctx.needs_input_grad), network)
         ctx.save_for_backward(x1, x2, keep, members, out if facts.simnorm else None, saved, *params)
-        ctx.facts = facts
+        ctx.facts, ctx.network = facts, network
         return out
 
     @staticmethod
@@ -301,11 +367,11 @@ class _MLP(torch.autograd.Function):
         x1, x2, keep, members, out, saved, *params = ctx.saved_tensors
         if torch.is_grad_enabled() or _mapped(grad):
             return _gradients_of_plain(ctx, x1, x2, keep, members, params, grad)
-        library, net, alive = _prepare(x1, x2, keep, members, ctx.facts, params)
+        library, net, alive = _prepare(x1, x2, keep, members, ctx.facts, ctx.network)
         _place_saved(net, saved, net.seeds * net.heads * net.rows)
         if out is not None:
             net.layer[net.layers - 1].y = out.data_ptr()
-        gradients = _Gradients(library, net, net.rows, params, ctx.needs_input_grad[5:], _is_whole(members, params))
+        gradients = _Gradients(library, net, net.rows, params, ctx.needs_input_grad[6:], _is_whole(members, params))
         gradients.place(net)
         grad = grad.contiguous()
         dx1, dx2 = (torch.empty_like(x) if need else None for x, need in zip((x1, x2), ctx.needs_input_grad, strict=False))
@@ -315,7 +381,7 @@ class _MLP(torch.autograd.Function):
         if gradients.weights:
             _call(library.backward_weights, net)
         del alive
-        return dx1, dx2, None, None, None, *gradients.grads
+        return dx1, dx2, None, None, None, None, *gradients.grads
 
 
 def _with_seeds(tensor: Any, dim: int | None, seeds: int) -> Any:
@@ -347,9 +413,10 @@ class _MappedMLP(torch.autograd.Function):
         x1, x2, keep = x1[:, 0], None if x2 is None else x2[:, 0], None if keep is None else keep[:, 0]
         own = params[0].shape[1] if params[0].dim() == 4 else 1
         members = (members + own * torch.arange(seeds, device="cpu")[:, None]).contiguous()
+        network = _flat_network(params, facts)
         if torch.is_grad_enabled():
-            return _MLP.apply(x1, x2, keep, members, facts, *params)[:, None], 0  # type: ignore[index]
-        return _forward(x1, x2, keep, members, facts, False, params)[0][:, None], 0
+            return _MLP.apply(x1, x2, keep, members, facts, network, *params)[:, None], 0  # type: ignore[index]
+        return _forward(x1, x2, keep, members, facts, False, network)[0][:, None], 0
 
 
 class _MappedRollout(torch.autograd.Function):
@@ -370,20 +437,20 @@ class _MappedRollout(torch.autograd.Function):
         z, actions = (_with_seeds(tensor, dim, seeds) for tensor, dim in zip(args[:2], dims[:2], strict=True))
         params = [_with_seeds(tensor, dim, seeds) for tensor, dim in zip(args[3:], dims[3:], strict=True)]
         steps = actions[:, :, 0].transpose(0, 1).contiguous()  # [N, T, 1, M, A] -> [T, N, M, A]
-        return _Rollout.apply(z[:, 0].contiguous(), steps, facts, *params)[:, :, None], 1  # type: ignore[index]
+        return _Rollout.apply(z[:, 0].contiguous(), steps, facts, _flat_network(params, facts), *params)[:, :, None], 1  # type: ignore[index]
 
 
 class _Rollout(torch.autograd.Function):
     """A network applied to its own result, with a new second input at every step; the weights' gradients are one product."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, actions: Tensor, facts: Facts, *params: Tensor | None) -> Tensor:
+    def forward(ctx: Any, z: Tensor, actions: Tensor, facts: Facts, network: Network, *params: Tensor | None) -> Tensor:
         """[S, M, Z], [T, S, M, A] -> [T+1, S, M, Z]."""
         members = _all_members(len(z))
         steps, rows = len(actions), z.shape[0] * z.shape[1]
         zs = z.new_empty(steps + 1, *z.shape)
         zs[0] = z
-        library, net, alive = _prepare(zs[0], actions[0], None, members, facts, params)
+        library, net, alive = _prepare(zs[0], actions[0], None, members, facts, network)
         saved = z.new_empty(steps * rows * _saved_width(net))
         for step in range(steps):
             net.x1, net.x2, net.out = zs[step].data_ptr(), actions[step].data_ptr(), zs[step + 1].data_ptr()
@@ -391,7 +458,7 @@ class _Rollout(torch.autograd.Function):
             _call(library.forward, net)
         del alive
         ctx.save_for_backward(z, zs, actions, members, saved, *params)
-        ctx.facts = facts
+        ctx.facts, ctx.network = facts, network
         return zs
 
     @staticmethod
@@ -400,10 +467,10 @@ class _Rollout(torch.autograd.Function):
         if torch.is_grad_enabled() or _mapped(grad):
             return _rollout_gradients_of_plain(ctx, z, actions, params, grad)
         steps, seeds, batch = len(actions), zs.shape[1], zs.shape[2]
-        library, net, alive = _prepare(zs[0], actions[0], None, members, ctx.facts, params)
+        library, net, alive = _prepare(zs[0], actions[0], None, members, ctx.facts, ctx.network)
         # Rows of all steps in one product where they lie side by side, as for one seed.
         together = seeds == 1
-        gradients = _Gradients(library, net, steps * batch if together else batch, params, ctx.needs_input_grad[3:], True)
+        gradients = _Gradients(library, net, steps * batch if together else batch, params, ctx.needs_input_grad[4:], True)
         grad, dz = grad.clone(memory_format=torch.contiguous_format), torch.empty_like(zs[0])
         for step in reversed(range(steps)):
             net.x1, net.x2, net.grad, net.dx1 = (x.data_ptr() for x in (zs[step], actions[step], grad[step + 1], dz))
@@ -420,44 +487,46 @@ class _Rollout(torch.autograd.Function):
             gradients.place(net)
             _call(library.backward_weights, net)
         del alive
-        return grad[0], None, None, *gradients.grads
+        return grad[0], None, None, None, *gradients.grads
 
 
-def rollout(z: Tensor, actions: Tensor, layers: Sequence[Layer], groups: int, strided: bool) -> Tensor:
+def rollout(z: Tensor, actions: Tensor, network: Network) -> Tensor:
     """Apply a network that ends in SimNorm to its own result: z [..., Z], actions [T, ..., A] without gradient -> [T+1, ..., Z]."""
-    fits = layers[-1][0].shape[-2] == z.shape[-1] and groups and layers[0][0].dim() == 2 and len(actions) > 0 and not actions.requires_grad
-    if not fits or _library_for((z, actions[0]), layers, groups) is None:
-        return _plain_rollout(z, actions, layers, groups, strided)
-    params = [None if part is None else part.contiguous() for layer in layers for part in layer]
+    first = network.layers[0][0]
+    fits = network.groups and first.dim() == 2 and network.layers[-1][0].shape[-2] == z.shape[-1]
+    if not fits or not len(actions) or actions.requires_grad or _library_for((z, actions[0]), network) is None:
+        return _plain_rollout(z, actions, network)
     rows = z.reshape(1, -1, z.shape[-1]).contiguous()
     steps = actions.reshape(len(actions), 1, -1, actions.shape[-1]).contiguous()
-    facts = Facts(1, groups, strided, torch.is_autocast_enabled("cpu"))
-    function = _MappedRollout if _mapped(rows, steps, *params) else _Rollout
-    zs: Tensor = function.apply(rows, steps, facts, *params)  # type: ignore[assignment]
+    facts = Facts(1, network.groups, network.strided, torch.is_autocast_enabled("cpu"))
+    if _mapped(rows, steps, *network.params):
+        zs: Tensor = _MappedRollout.apply(rows, steps, facts, *network.params)  # type: ignore[assignment]
+    else:
+        zs = _Rollout.apply(rows, steps, facts, network, *network.params)  # type: ignore[assignment]
     return zs.view(len(actions) + 1, *z.shape)
 
 
-def _plain_rollout(z: Tensor, actions: Tensor, layers: Sequence[Layer], groups: int, strided: bool) -> Tensor:
+def _plain_rollout(z: Tensor, actions: Tensor, network: Network) -> Tensor:
     zs = [z]
     for action in actions:
-        zs.append(_plain((zs[-1], action), layers, None, None, groups, strided))
+        zs.append(_plain((zs[-1], action), network, None, None))
     return torch.stack(zs)
 
 
 def _rollout_gradients_of_plain(ctx: Any, z: Tensor, actions: Tensor, params: Sequence[Any], grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients that can be differentiated again, by PyTorch's own functions."""
     with torch.enable_grad():
-        outputs = [
-            _plain_rollout(z[seed], actions[:, seed], _layers_of(params, seed, len(z)), ctx.facts.simnorm, ctx.facts.strided)
-            for seed in range(len(z))
-        ]
-        return _differentiate(ctx, torch.stack(outputs, 1), (z, None, None, *params), grad)
+        outputs = [_plain_rollout(z[seed], actions[:, seed], _network_of_seed(params, seed, len(z), ctx.facts)) for seed in range(len(z))]
+        return _differentiate(ctx, torch.stack(outputs, 1), (z, None, None, None, *params), grad)
 
 
-def _layers_of(params: Sequence[Any], seed: int, seeds: int) -> Any:
-    """Parameters of one seed, layer by layer; those of a single seed are not stacked."""
-    own = [param if param is None or seeds == 1 else param[seed] for param in params]
-    return [own[index : index + 4] for index in range(0, len(own), 4)]
+def _flat_network(params: Sequence[Any], facts: Facts) -> Network:
+    return Network([tuple(params[index : index + 4]) for index in range(0, len(params), 4)], facts.simnorm, facts.strided)  # type: ignore[misc]
+
+
+def _network_of_seed(params: Sequence[Any], seed: int, seeds: int, facts: Facts) -> Network:
+    """Parameters of one seed; those of a single seed are not stacked."""
+    return _flat_network([param if param is None or seeds == 1 else param[seed] for param in params], facts)
 
 
 def _differentiate(ctx: Any, out: Tensor, inputs: Sequence[Tensor | None], grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -467,15 +536,13 @@ def _differentiate(ctx: Any, out: Tensor, inputs: Sequence[Tensor | None], grad:
 
 
 class ImaginedNets(NamedTuple):
-    """Parameters of the networks that returns of imagined sequences need, and what belongs to their heads."""
+    """Networks that returns of imagined sequences need, and what belongs to their heads."""
 
-    dynamics: Sequence[Layer]
-    reward: Sequence[Layer]
-    policy: Sequence[Layer]
-    critics: Sequence[Layer]
-    termination: Sequence[Layer] | None
-    groups: int
-    strided: bool
+    dynamics: Network
+    reward: Network
+    policy: Network
+    critics: Network
+    termination: Network | None
     support: Tensor
     """[K] bins in symlog space."""
     log_std: tuple[float, float]
@@ -496,22 +563,25 @@ def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps
     Returns:
         [E, S], or None where the library cannot do it.
     """
-    if torch.is_grad_enabled() or z.dim() != 3 or actions.dim() != 4 or eps.shape != actions.shape[1:]:
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or z.dim() != 3 or actions.dim() != 4 or eps.shape != actions.shape[1:] or not len(actions):
         return None
-    if (
-        _library_for((z, actions[0]), nets.dynamics, nets.groups) is None
-        or _mapped(z, actions, eps, nets.dynamics[0][0])
-        or z.stride(1) != 0
-    ):
-        return None
-    joint = (z, actions[0])
-    parts = {"reward": joint, "policy": (z,), "critics": joint, "termination": (z,)}
-    widths = {"reward": len(nets.support), "policy": 2 * actions.shape[-1], "critics": len(nets.support), "termination": 1}
-    for name, inputs in parts.items():
-        layers = getattr(nets, name)
-        if layers is not None and (_library_for(inputs, layers, 0) is None or layers[-1][0].shape[-2] != widths[name]):
+    joint, action_dim = (z, actions[0]), actions.shape[-1]
+    # Name, network, input, width of the result, rows relative to those of one step, members.
+    one = _all_members(1)
+    calls = [
+        ("dynamics", nets.dynamics, joint, z.shape[-1], len(actions), one),
+        ("reward", nets.reward, joint, len(nets.support), len(actions), one),
+        ("policy", nets.policy, (z,), 2 * action_dim, 1, one),
+        ("critics", nets.critics, joint, len(nets.support), 1, critics),
+    ]
+    if nets.termination is not None:
+        calls.append(("termination", nets.termination, (z,), 1, len(actions), one))
+    for _, network, parts, width, _, _ in calls:
+        if _library_for(parts, network) is None or network.layers[-1][0].shape[-2] != width:
             return None
-    if nets.dynamics[-1][0].shape[-2] != z.shape[-1] or not _fit(critics, None, joint, nets.critics) or not _plain_float(nets.support):
+    if _mapped(z, actions, eps, nets.dynamics.layers[0][0]) or z.stride(1) != 0 or not _plain_float(nets.support) or not _plain_float(eps):
+        return None
+    if not _fit(critics, None, joint, nets.critics):
         return None
     library = native.library()
     assert not isinstance(library, str)
@@ -519,25 +589,16 @@ def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps
     starts, actions, eps, critics = z[:, 0].contiguous(), actions.contiguous(), eps.contiguous(), critics.contiguous()
     out = z.new_empty(envs, samples)
     call, alive = native.CReturns(), []
-    one, bf16 = _all_members(1), torch.is_autocast_enabled("cpu")
-    for name, layers, members, rows, second in (
-        ("dynamics", nets.dynamics, one, horizon, True),
-        ("reward", nets.reward, one, horizon, True),
-        ("policy", nets.policy, one, 1, False),
-        ("critics", nets.critics, critics, 1, True),
-        ("termination", nets.termination, one, horizon, False),
-    ):
-        if layers is None:
-            continue
-        params = [None if part is None else part.contiguous() for layer in layers for part in layer]
-        groups = nets.groups if name == "dynamics" else 0
-        packed = native.packed(params, Facts(len(members), groups, nets.strided, bf16), z.shape[-1], library.panel)
+    bf16 = torch.is_autocast_enabled("cpu")
+    for name, network, parts, _, steps, members in calls:
+        members = members.contiguous()
+        packed = network.packed(Facts(len(members), network.groups, network.strided, bf16), z.shape[-1], library.panel)
         setattr(call, name, packed.net)
         net: CNet = getattr(call, name)
-        net.seeds, net.heads, net.rows, net.repeat, net.members = 1, len(members), rows * envs * samples, 1, members.data_ptr()
-        net.d1, net.d2 = z.shape[-1], actions.shape[-1] if second else 0
-        alive += [packed, params, members]
-    call.envs, call.samples, call.horizon, call.actions_dim, call.bins = envs, samples, horizon, actions.shape[-1], len(nets.support)
+        net.seeds, net.heads, net.rows, net.repeat, net.members = 1, len(members), steps * envs * samples, 1, members.data_ptr()
+        net.d1, net.d2 = z.shape[-1], action_dim if len(parts) == 2 else 0
+        alive += [packed, members]
+    call.envs, call.samples, call.horizon, call.actions_dim, call.bins = envs, samples, horizon, action_dim, len(nets.support)
     call.hard, call.threads, call.discount = nets.hard, torch.get_num_threads(), discount
     call.log_std_min, call.log_std_max = nets.log_std
     call.z, call.actions, call.eps, call.support, call.out = (x.data_ptr() for x in (starts, actions, eps, nets.support, out))
@@ -556,12 +617,11 @@ def _gradients_of_plain(
     outputs = []
     with torch.enable_grad():
         for seed in range(seeds):
-            layers = _layers_of(params, seed, seeds)
+            network = _network_of_seed(params, seed, seeds, facts)
             parts = [part[seed] for part in (x1, x2) if part is not None]
-            if layers[0][0].dim() == 2:
-                out = _plain(parts, layers, None, None if keep is None else keep[seed, 0], facts.simnorm, facts.strided)[None]
+            if network.layers[0][0].dim() == 2:
+                out = _plain(parts, network, None, None if keep is None else keep[seed, 0])[None]
             else:
-                own = chosen[seed] - seed * len(layers[0][0])
-                out = _plain(parts, layers, own, None if keep is None else keep[seed], facts.simnorm, facts.strided)
+                out = _plain(parts, network, chosen[seed] - seed * network.members, None if keep is None else keep[seed])
             outputs.append(out)
-        return _differentiate(ctx, torch.stack(outputs), (x1, x2, None, None, None, *params), grad)
+        return _differentiate(ctx, torch.stack(outputs), (x1, x2, None, None, None, None, *params), grad)

@@ -163,6 +163,8 @@ class _Scopes(threading.local):
     """What :func:`constant_parameters` keeps, in each thread."""
 
     packed: dict[tuple[object, ...], Packed] | None = None
+    networks: dict[tuple[int, bool], tuple[object, object]] | None = None
+    """(id of a module, frozen) -> the module and what :mod:`worldmpc.models.kernels` has found out about it."""
 
     def __init__(self) -> None:
         self.rooms: dict[int, list[Tensor]] = {}
@@ -172,19 +174,24 @@ class _Scopes(threading.local):
 _scopes = _Scopes()
 
 
+def scope() -> _Scopes:
+    """Return this thread's scope."""
+    return _scopes
+
+
 @contextmanager
 def constant_parameters() -> Iterator[None]:
     """Promise that no parameter changes inside, so that each network is packed once; backward passes belong inside."""
     outer = _scopes.packed
     if outer is None:
-        _scopes.packed = {}
+        _scopes.packed, _scopes.networks = {}, {}
     try:
         yield
     finally:
         if outer is None:
             for made in (_scopes.packed or {}).values():
                 _scopes.rooms.setdefault(made.room.numel(), []).append(made.room)
-        _scopes.packed = outer
+            _scopes.packed = _scopes.networks = None
 
 
 def packed(params: Sequence[Tensor | None], facts: Facts, split: int, panel: int) -> Packed:
@@ -192,13 +199,13 @@ def packed(params: Sequence[Tensor | None], facts: Facts, split: int, panel: int
 
     ``split``: columns of the first part of the input; ``panel``: of the library.
     """
-    scope = _scopes.packed
-    if scope is None:
+    known = _scopes.packed
+    if known is None:
         return _pack(params, facts, panel, {})
     key = (facts, split, *((0, None) if param is None else (param.data_ptr(), param.shape) for param in params))
-    made = scope.get(key)
+    made = known.get(key)
     if made is None:
-        made = scope[key] = _pack(params, facts, panel, _scopes.rooms)
+        made = known[key] = _pack(params, facts, panel, _scopes.rooms)
     return made
 
 

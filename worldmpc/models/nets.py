@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,17 +45,20 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
         self.groups, self.strided = (0, False) if simnorm is None else (simnorm.dim, simnorm.layout == "strided")
 
-    def parameters_of_layers(self) -> list[kernels.Layer]:
-        """Return the parameters of every layer."""
-        return [_parameters(layer) for layer in self]
+    def network(self) -> kernels.Network:
+        """Return the parameters for :mod:`worldmpc.models.kernels`."""
+        first: Any = self._modules["0"]
+        return kernels.network_of(
+            self, first.weight, False, lambda: kernels.Network([_parameters(layer) for layer in self], self.groups, self.strided)
+        )
 
     def forward(self, *parts: Tensor) -> Tensor:
         """[..., in_1], [..., in_2] (the columns of the input) -> [..., out]."""
-        return kernels.mlp(parts, self.parameters_of_layers(), groups=self.groups, strided=self.strided)
+        return kernels.mlp(parts, self.network())
 
     def rollout(self, z: Tensor, actions: Tensor) -> Tensor:
         """Apply itself to its own result: [..., Z], [T, ..., A] (without gradient) -> [T+1, ..., Z]."""
-        return kernels.rollout(z, actions, self.parameters_of_layers(), self.groups, self.strided)
+        return kernels.rollout(z, actions, self.network())
 
 
 def _parameters(layer: nn.Module) -> kernels.Layer:
@@ -110,11 +113,14 @@ class EnsembleMLP(nn.Module):
         Returns:
             [Q', ..., out].
         """
-        return kernels.mlp(parts, self.parameters_of_layers(frozen), heads=heads, keep=keep)
+        return kernels.mlp(parts, self.network(frozen), heads=heads, keep=keep)
 
-    def parameters_of_layers(self, frozen: bool = False) -> list[kernels.Layer]:
-        """Return the parameters of every layer, stacked over members; ``frozen`` as constants."""
-        return [_stacked_parameters(layer, frozen) for layer in self.layers]
+    def network(self, frozen: bool = False) -> kernels.Network:
+        """Return the parameters for :mod:`worldmpc.models.kernels`, stacked over members; ``frozen`` as constants."""
+        first: Any = self.layers._modules["0"]
+        return kernels.network_of(
+            self, first.weight, frozen, lambda: kernels.Network([_stacked_parameters(layer, frozen) for layer in self.layers])
+        )
 
 
 def _stacked_parameters(layer: nn.Module, frozen: bool) -> kernels.Layer:

@@ -102,13 +102,11 @@ class WorldModel(nn.Module):
         if type(self) is not WorldModel:
             return None  # whoever changes a part of the model gets the parts called one by one
         nets = kernels.ImaginedNets(
-            dynamics=self.dynamics.parameters_of_layers(),
-            reward=self.reward.parameters_of_layers(),
-            policy=self.pi.parameters_of_layers(),
-            critics=self.q.parameters_of_layers(),
-            termination=None if self.termination is None else self.termination.parameters_of_layers(),
-            groups=self.dynamics.groups,
-            strided=self.dynamics.strided,
+            dynamics=self.dynamics.network(),
+            reward=self.reward.network(),
+            policy=self.pi.network(),
+            critics=self.q.network(),
+            termination=None if self.termination is None else self.termination.network(),
             support=self.two_hot.bins,
             log_std=(self.config.log_std_min, self.config.log_std_max),
             hard=self.config.continuation == "hard",
