@@ -302,7 +302,7 @@ def test_an_unforeseen_error_keeps_its_traceback_in_a_file(monkeypatch: pytest.M
     def broken(config: RunConfig) -> None:
         raise TypeError("a bug")
 
-    monkeypatch.setattr(module, "run", broken)
+    monkeypatch.setattr(module, "run_seeds", broken)
     line = fails("train", "task=toy/pointmass", status=1)
     file = Path(line.rpartition(" is in ")[2].rstrip(")"))
     assert "unexpected TypeError: a bug" in line and "Traceback" in file.read_text()
@@ -318,9 +318,9 @@ def test_full_disk_and_interrupt(monkeypatch: pytest.MonkeyPatch, fails: Callabl
     def interrupted(config: RunConfig) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "run", full)
+    monkeypatch.setattr(module, "run_seeds", full)
     assert fails("train", "task=toy/pointmass", status=1) == "worldmpc: error: metrics.jsonl: No space left on device"
-    monkeypatch.setattr(module, "run", interrupted)
+    monkeypatch.setattr(module, "run_seeds", interrupted)
     assert fails("train", "task=toy/pointmass", status=130) == "worldmpc: error: interrupted"
 
 

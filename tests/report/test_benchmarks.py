@@ -46,6 +46,7 @@ def test_settings_name_what_differs_from_the_preset() -> None:
         "device": "cpu, 2 threads",
         "precision": "fp32",
         "compile": "no",
+        "seeds": "1",
         "envs": "1",
         "obs + actions": "24 + 6",
     }

@@ -73,7 +73,7 @@ def test_benchmarks(project: Path) -> None:
     lines = benchmarks_table(write_benchmarks(project)).splitlines()
     times = "**12.3** (50%) | **4.00** (25%) | 40 | 9000 | dmc/cartpole-swingup"
     assert lines[0].startswith(
-        "| model | preset | device | precision | compile | envs | obs + actions | plan ms | update ms | decisions/s |"
+        "| model | preset | device | precision | compile | seeds | envs | obs + actions | plan ms | update ms | decisions/s |"
     )
     assert lines[2] == f"| cpu | cpu | cpu, 2 threads | fp32 | no | 1 | 24 + 6 | {times} | Some CPU, 2 cores | `results/a.json` |"
     assert lines[3] == (

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib import metadata
 from typing import Any
 
 import numpy as np
 import torch
 
+from worldmpc.agents.stack import Stack
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.bench.limits import LaunchFloor, Limit
-from worldmpc.bench.products import plan_products, total_flops, update_products
+from worldmpc.bench.products import Product, plan_products, total_flops, update_products
 from worldmpc.config import ConfigError, RunConfig, resolve_model
 from worldmpc.envs import canonical_task, make_envs
 from worldmpc.report.benchmarks import SCHEMA
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.runtime import keep_freed_memory, resolve_device, set_threads, suggested_threads
-from worldmpc.training.trainer import collect, learn, make_state
+from worldmpc.training.trainer import Solo, Team, collect_together, learn_together, make_state
 from worldmpc.types import Batch, EnvSpec
 
 WARM_UP = 3
@@ -61,7 +64,7 @@ def check(config: RunConfig, *, obs_dim: int, action_dim: int, repeats: int, sec
 def bench(config: RunConfig, *, obs_dim: int = 24, action_dim: int = 6, repeats: int = 20, seconds: float = 5.0) -> dict[str, Any]:
     """Measure plan, update, environment, and decisions per second of one configuration; return plain data for JSON.
 
-    ``plan`` is :meth:`TDMPC2.act` in exploration and ``update`` is :meth:`TDMPC2.update`, noise included, on synthetic data;
+    ``plan`` is acting in exploration and ``update`` an update, noise included, on synthetic data, of all seeds where they are stacked;
     ``plan`` is None without planning. In both, ``limit_ms`` is the best time of their matrix products in the same precision,
     ``limit_fp32_ms`` that in float32 (the lower one is the limit where bf16 is allowed), ``fraction`` is the limit over the
     median, and ``fraction_best`` the limit over the best time, which a disturbed machine changes less. ``compile_s`` is the first
@@ -109,15 +112,18 @@ def _measure_verbs(
     config: RunConfig, device: torch.device, obs_dim: int, action_dim: int, repeats: int
 ) -> tuple[dict[str, dict[str, Any]], float | None]:
     """Return the measurements of plan and update, and the launch floor in microseconds."""
-    agent = TDMPC2(config, EnvSpec("synthetic", (obs_dim,), action_dim, None, can_terminate=False), device)
-    obs, carry = torch.randn(config.env.num_envs, obs_dim, device=device), agent.init_carry(config.env.num_envs)
-    batch = synthetic_batch(config.planner.horizon, config.loss.batch_size, obs_dim, action_dim, device)
-    calls: dict[str, Callable[[], Any]] = {"update": lambda: agent.update(batch)}
-    counted = {"update": update_products(config, obs_dim, action_dim, terminates=agent.terminates)}
+    spec = EnvSpec("synthetic", (obs_dim,), action_dim, None, can_terminate=False)
+    agents, team = _team(config, spec, device)
+    obs = [torch.randn(config.env.num_envs, obs_dim, device=device) for _ in agents]
+    carries = [agent.init_carry(config.env.num_envs) for agent in agents]
+    batches = [synthetic_batch(config.planner.horizon, config.loss.batch_size, obs_dim, action_dim, device) for _ in agents]
+    calls: dict[str, Callable[[], Any]] = {"update": lambda: team.update(batches)}
+    terminates, seeds = agents[0].terminates, len(agents)
+    counted = {"update": _of_seeds(update_products(config, obs_dim, action_dim, terminates=terminates), seeds)}
     precisions: dict[str, str] = {"update": config.train.precision}
     if config.planner.mpc:
-        calls["plan"] = lambda: agent.act(carry, obs, "explore")
-        counted["plan"] = plan_products(config, obs_dim, action_dim, terminates=agent.terminates)
+        calls["plan"] = lambda: team.act(carries, obs)
+        counted["plan"] = _of_seeds(plan_products(config, obs_dim, action_dim, terminates=terminates), seeds)
         precisions["plan"] = config.planner.precision
     first = {name: _seconds(call, device) for name, call in calls.items()}
     verbs = list(calls)
@@ -145,6 +151,17 @@ def _measure_verbs(
             "products": [product._asdict() for product in counted[name]],
         }
     return results, 1e3 * min(times["floor"]) if "floor" in times else None
+
+
+def _team(config: RunConfig, spec: EnvSpec, device: torch.device) -> tuple[list[TDMPC2], Team]:
+    """Return the agents of all seeds, and who acts and learns for them."""
+    seeds = config.seeds or (config.seed,)
+    agents = [TDMPC2(dataclasses.replace(config, seed=seed, seeds=None), spec, device) for seed in seeds]
+    return agents, Solo(agents[0]) if len(agents) == 1 else Stack(agents)
+
+
+def _of_seeds(products: list[Product], seeds: int) -> list[Product]:
+    return [product._replace(count=product.count * seeds) for product in products]
 
 
 def synthetic_batch(length: int, batch_size: int, obs_dim: int, action_dim: int, device: torch.device) -> Batch:
@@ -191,26 +208,37 @@ def measure_environment(config: RunConfig, seconds: float) -> dict[str, Any]:
 
 def measure_training(config: RunConfig, device: torch.device, seconds: float) -> dict[str, Any]:
     """Train on ``config.task`` for about ``seconds``: acting, environment, replay and updates, without evaluation and logging."""
-    with make_envs(config.task, config.env, seed=config.seed) as envs:
-        agent = TDMPC2(config, envs.spec, device)
-        state = make_state(agent, envs, capacity=min(config.replay.capacity, 100_000), seed_decisions=SEED_DECISIONS)
-        envs.reset()
-        while state.source.decisions < SEED_DECISIONS or not state.source.replay.num_windows():
-            collect(state)
-        # The seed phase's updates come all at once; two of them, and then the steady state.
-        state.source.updates = max(int(state.decisions * config.train.utd) - 2, 0)
-        learn(state)
+    with ExitStack() as stack:
+        vectors = [stack.enter_context(make_envs(config.task, config.env, seed=seed)) for seed in config.seeds or (config.seed,)]
+        envs = vectors[0]
+        agents, team = _team(config, envs.spec, device)
+        capacity = min(config.replay.capacity, 100_000)
+        states = [
+            make_state(agent, own, capacity=capacity, seed_decisions=SEED_DECISIONS) for agent, own in zip(agents, vectors, strict=True)
+        ]
+        for own in vectors:
+            own.reset()
+        while states[0].source.decisions < SEED_DECISIONS or not all(state.source.replay.num_windows() for state in states):
+            collect_together(team, states)
+        for state in states:  # the seed phase's updates come all at once; two of them, and then the steady state
+            state.source.updates = max(int(state.decisions * config.train.utd) - 2, 0)
+
+        def step() -> None:
+            collect_together(team, states, config.train.overlap)
+            if not config.train.overlap:
+                learn_together(team, states)
+
+        learn_together(team, states)
         for _ in range(WARM_UP):
-            collect(state)
-            learn(state)
+            step()
         _synchronize(device)
-        decisions, updates, begin = state.decisions, state.updates, time.perf_counter()
+        before, begin = [(state.decisions, state.updates) for state in states], time.perf_counter()
         while time.perf_counter() - begin < seconds:
-            collect(state)
-            learn(state)
+            step()
         _synchronize(device)
         elapsed = time.perf_counter() - begin
-        decisions, updates = state.decisions - decisions, state.updates - updates
+        decisions = sum(state.decisions - old for state, (old, _) in zip(states, before, strict=True))
+        updates = sum(state.updates - old for state, (_, old) in zip(states, before, strict=True))
     return {
         "task": envs.spec.name,
         "obs_dim": envs.spec.obs_shape[0],

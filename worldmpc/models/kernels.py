@@ -563,7 +563,14 @@ def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps
     Returns:
         [E, S], or None where the library cannot do it.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or z.dim() != 3 or actions.dim() != 4 or eps.shape != actions.shape[1:] or not len(actions):
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or z.dim() != 3
+        or actions.dim() != 4
+        or eps.shape != actions.shape[1:]
+        or not len(actions)
+    ):
         return None
     joint, action_dim = (z, actions[0]), actions.shape[-1]
     # Name, network, input, width of the result, rows relative to those of one step, members.

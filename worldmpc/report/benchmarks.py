@@ -141,7 +141,7 @@ def parse_row(data: Mapping[str, Any], source: str) -> Row:
 
 
 def settings(row: Row) -> dict[str, str]:
-    """Return what was measured, as every benchmark table shows it; a further axis (stacked seeds) is one more entry here."""
+    """Return what was measured, as every benchmark table shows it."""
     config = row.config
     plan, update = config.planner.precision, config.train.precision
     cores = f", {row.threads} thread{'s' * (row.threads != 1)}" if row.device == "cpu" else ""
@@ -152,6 +152,7 @@ def settings(row: Row) -> dict[str, str]:
         "device": row.device + cores,
         "precision": plan if plan == update else f"{plan} / {update}",
         "compile": " + ".join(ways) or "no",
+        "seeds": str(len(config.seeds or (1,))),
         "envs": str(config.env.num_envs),
         "obs + actions": f"{row.obs_dim} + {row.action_dim}",
     }
@@ -204,7 +205,15 @@ def _key(row: Row) -> tuple[Any, ...]:
     config = row.config
     ways = (config.train.precision, config.compile, config.cuda_graph)
     measured = (row.device, row.threads, row.obs_dim, row.action_dim)
-    return resolve_model(config.model), config.planner, config.loss.batch_size, config.env.num_envs, *ways, *measured
+    return (
+        resolve_model(config.model),
+        config.planner,
+        config.loss.batch_size,
+        config.env.num_envs,
+        len(config.seeds or (1,)),
+        *ways,
+        *measured,
+    )
 
 
 def _training_key(row: Row) -> tuple[Any, ...]:

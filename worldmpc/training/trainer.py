@@ -206,19 +206,19 @@ def train_together(team: Team, states: Sequence[TrainState], hooks: Sequence[Seq
             state.envs.reset()
     while True:
         if not all(state.settled for state in states):
-            if not overlap and not _learn(team, states):
+            if not overlap and not learn_together(team, states):
                 return
             _run_hooks(states, hooks)
         if any(state.stop for state in states) or states[0].decisions >= total_decisions:
             if overlap and states[0].decisions >= total_decisions:
-                _learn(team, states, until_done=True)  # what was due with the last steps
+                learn_together(team, states, until_done=True)  # what was due with the last steps
             return
-        _collect(team, states, overlap)
+        collect_together(team, states, overlap)
 
 
 def collect(state: TrainState) -> None:
     """Take one decision in every environment, at random during the seed phase, and hand it to the data source."""
-    _collect(Solo(state.agent), [state], overlap=False)
+    collect_together(Solo(state.agent), [state])
 
 
 def learn(state: TrainState) -> bool:
@@ -228,7 +228,7 @@ def learn(state: TrainState) -> bool:
         DivergenceError: see :func:`check_losses`.
         ConfigError: no window can be trained on long after the seed phase.
     """
-    return _learn(Solo(state.agent), [state])
+    return learn_together(Solo(state.agent), [state])
 
 
 def _run_hooks(states: Sequence[TrainState], hooks: Sequence[Sequence[Hook]]) -> None:
@@ -244,7 +244,7 @@ def _run_hooks(states: Sequence[TrainState], hooks: Sequence[Sequence[Hook]]) ->
         raise
 
 
-def _collect(team: Team, states: Sequence[TrainState], overlap: bool) -> None:
+def collect_together(team: Team, states: Sequence[TrainState], overlap: bool = False) -> None:
     """Take one decision everywhere; with ``overlap`` the updates that are due are done while the environments step."""
     observed = [state.envs.obs for state in states]
     if states[0].decisions < states[0].source.seed_decisions:
@@ -255,7 +255,7 @@ def _collect(team: Team, states: Sequence[TrainState], overlap: bool) -> None:
         state.envs.step_async(output.action)
     try:
         if overlap:
-            _learn(team, states, until_done=True)
+            learn_together(team, states, until_done=True)
     finally:
         # Also after an error: what the environments have done belongs to the state that is saved then.
         for state, obs, output in zip(states, observed, outputs, strict=True):
@@ -288,7 +288,7 @@ def _observe(state: TrainState, obs: Tensor, output: ActOutput, step: EnvStep) -
         state.running_length[done] = 0.0
 
 
-def _learn(team: Team, states: Sequence[TrainState], until_done: bool = False) -> bool:
+def learn_together(team: Team, states: Sequence[TrainState], until_done: bool = False) -> bool:
     """Do the updates that are due for all seeds; False where one of them is to stop, unless ``until_done``."""
     for state in states:
         source = state.source
