@@ -75,12 +75,12 @@ def test_benchmarks(project: Path) -> None:
     assert lines[0].startswith(
         "| model | preset | device | precision | compile | seeds | envs | obs + actions | plan ms | update ms | decisions/s |"
     )
-    assert lines[2] == f"| cpu | cpu | cpu, 2 threads | fp32 | no | 1 | 24 + 6 | {times} | Some CPU, 2 cores | `results/a.json` |"
+    assert lines[2] == f"| cpu | cpu | cpu, 2 threads | fp32 | no | 1 | 1 | 24 + 6 | {times} | Some CPU, 2 cores | `results/a.json` |"
     assert lines[3] == (
-        "| cpu | cpu planner.mpc=false planner.horizon=5 | cpu, 1 thread | fp32 | no | 1 | 24 + 6 "
+        "| cpu | cpu planner.mpc=false planner.horizon=5 | cpu, 1 thread | fp32 | no | 1 | 1 | 24 + 6 "
         "| - | **4.00** (25%) | - | - | - | Some CPU, 2 cores | `results/a.json` |"
     )
-    assert lines[4] == f"| 48 | default | cuda | bf16 / fp32 | compile + graph | 8 | 24 + 6 | {times} | Some GPU | `results/b.json` |"
+    assert lines[4] == f"| 48 | default | cuda | bf16 / fp32 | compile + graph | 1 | 8 | 24 + 6 | {times} | Some GPU | `results/b.json` |"
     assert len({line.count("|") for line in lines[:5]}) == 1 and lines[5] == "" and "Median milliseconds" in lines[6]
 
 
