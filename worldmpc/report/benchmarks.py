@@ -98,7 +98,8 @@ def read_records(folder: str | Path) -> list[Record]:
         raise ConfigError(f"{folder}: no such folder")
     files = sorted(folder.rglob("*.json"))
     loaded = {file.relative_to(folder).as_posix(): _load(file) for file in files}
-    return [parse_record(data, f"{folder.name}/{name}") for name, data in loaded.items() if is_record(data)]
+    place = folder.name if folder.is_absolute() else folder.as_posix()
+    return [parse_record(data, f"{place}/{name}") for name, data in loaded.items() if is_record(data)]
 
 
 def is_record(data: Any) -> bool:
