@@ -21,7 +21,7 @@ from tests.trees import differences, leaves
 from worldmpc.config import ConfigError, make_config
 from worldmpc.envs import EnvError
 from worldmpc.envs.toy import Balance, PointMass
-from worldmpc.models import kernels
+from worldmpc.models import kernels, native
 from worldmpc.training.checkpoint import CheckpointError, CheckpointStore, load_checkpoint
 from worldmpc.training.run import run, run_seeds
 from worldmpc.training.trainer import DivergenceError
@@ -403,3 +403,9 @@ def test_compile_needs_a_compiler(tmp_path, monkeypatch):
 def test_seeds_need_environments_of_their_own(tmp_path):
     with pytest.raises(ConfigError, match="seeds: every seed needs environments of its own"):
         run(config(tmp_path / "run", seeds=(1, 2)), task=PointMass())
+
+
+def test_says_that_the_networks_in_c_are_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(native, "library", lambda: "not compiled")
+    run(config(tmp_path / "run", steps=10, **{"log.progress": "plain"}))
+    assert "the faster networks in C are not used (not compiled)" in capsys.readouterr().out

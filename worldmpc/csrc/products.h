@@ -181,8 +181,6 @@ static void begin_bf16(void) {
 
 static void end_bf16(void) { _tile_release(); }
 #else
-enum { HEIGHT = 1 };
-
 static inline __attribute__((always_inline)) void tile_bf16(
     const int rows, const uint16_t *a, const int64_t lda, const int64_t pairs, const uint16_t *b, const float *init, const int64_t ldi, float *c,
     const int64_t ldc) {

@@ -391,16 +391,20 @@ def _with_seeds(tensor: Any, dim: int | None, seeds: int) -> Any:
     return (tensor.expand(seeds, *tensor.shape) if dim is None else tensor.movedim(dim, 0)).contiguous()
 
 
-class _MappedMLP(torch.autograd.Function):
-    """:class:`_MLP` under ``torch.vmap``: the mapped dimension becomes the library's seeds. Never runs by itself."""
+class _Mapped(torch.autograd.Function):
+    """A function that exists under ``torch.vmap`` alone, where the mapped dimension becomes the library's seeds."""
 
     @staticmethod
-    def forward(x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor, facts: Facts, *params: Tensor | None) -> Tensor:
+    def forward(*args: Any) -> Tensor:
         raise AssertionError("a mapped network was called outside of torch.vmap")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         pass
+
+
+class _MappedMLP(_Mapped):
+    """:class:`_MLP` under ``torch.vmap``."""
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
@@ -419,16 +423,8 @@ class _MappedMLP(torch.autograd.Function):
         return _forward(x1, x2, keep, members, facts, False, network)[0][:, None], 0
 
 
-class _MappedRollout(torch.autograd.Function):
+class _MappedRollout(_Mapped):
     """:class:`_Rollout` under ``torch.vmap``."""
-
-    @staticmethod
-    def forward(z: Tensor, actions: Tensor, facts: Facts, *params: Tensor | None) -> Tensor:
-        raise AssertionError("a mapped network was called outside of torch.vmap")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:

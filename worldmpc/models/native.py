@@ -3,7 +3,7 @@
 The C code is compiled when the package is installed, for several generations of processors; the best library that this processor can
 run is loaded when the first network is evaluated. Its threads are those of PyTorch's own OpenMP runtime. Where there is none (no
 compiler at installation, another kind of processor or system) :func:`library` says why, and :mod:`worldmpc.models.kernels` uses
-PyTorch's functions, which are several times slower.
+PyTorch's functions, which are slower.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from worldmpc.agents.stack import Stack
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, EnvConfig, RunConfig, lookup, resolve_model, seed_decisions
 from worldmpc.envs import EnvError, Task, VecEnv, canonical_task, make_envs
+from worldmpc.models import native
 from worldmpc.noise import derive_seed
 from worldmpc.report.curves import plot_curves
 from worldmpc.report.provenance import command_line, git_commit, machine_info
@@ -394,6 +395,9 @@ def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, total: i
     )
     if total <= state.source.seed_decisions:
         logger.message(f"warning: nothing will be learned, as the run ends within its {state.source.seed_decisions:,} random decisions")
+    library = native.library() if agent.device.type == "cpu" else None
+    if isinstance(library, str):
+        logger.message(f"warning: the faster networks in C are not used ({library}); PyTorch's functions take their place")
     logger.message(state.source.replay.describe())
     if checkpoint is not None:
         logger.message(f"resumed from {checkpoint} at {state.env_steps:,} simulator steps")
