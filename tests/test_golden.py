@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from tests import golden_data as golden
 from worldmpc import losses
-from worldmpc.models import heads, kernels, native
+from worldmpc.models import heads, kernels, native, two_hot
 from worldmpc.models.nets import SimNorm
 from worldmpc.models.official import load_official
 from worldmpc.planners import rollout_return
@@ -49,12 +49,12 @@ def first_two(agent, **eps: Tensor) -> Noise:
 
 def test_symlog_and_symexp():
     arrays = golden.load("math")
-    close(heads.symlog(arrays["in/x"]), arrays["symlog"])
-    close(heads.symexp(arrays["in/sym"]), arrays["symexp_of_sym"])
+    close(two_hot.symlog(arrays["in/x"]), arrays["symlog"])
+    close(two_hot.symexp(arrays["in/sym"]), arrays["symexp_of_sym"])
 
 
 def test_two_hot():
-    arrays, head = golden.load("math"), heads.TwoHot()
+    arrays, head = golden.load("math"), two_hot.TwoHot()
     x, logits = arrays["in/x"].squeeze(-1), arrays["in/logits"]
     close(head.encode(x), arrays["two_hot"])
     close(head.decode(logits), arrays["two_hot_inv"])

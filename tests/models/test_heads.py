@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from worldmpc.models.heads import TwoHot, split_gaussian, squashed_gaussian, symexp, symlog
+from worldmpc.models.heads import split_gaussian, squashed_gaussian
+from worldmpc.models.two_hot import TwoHot, symexp, symlog
 
 
 @given(st.floats(-20000, 20000))

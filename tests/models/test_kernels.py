@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from worldmpc.config import ModelConfig
-from worldmpc.models import kernels, native
-from worldmpc.models.kernels import Layer, constant_parameters
+from worldmpc.models import kernels, native, packing
+from worldmpc.models.networks import Layer, Network, simnorm
+from worldmpc.models.packing import constant_parameters
 from worldmpc.models.world_model import WorldModel
 from worldmpc.planners import rollout_return
 from worldmpc.types import ModelStep
@@ -713,7 +714,7 @@ def test_simnorm_of_certainties(strided, every):
     bias = logits.clone().requires_grad_()
     layer = (torch.zeros(16, 3), torch.zeros(16), torch.ones(16), bias)
     value = kernels.mlp((torch.zeros(9, 3),), [layer], groups=8, strided=strided)
-    assert_close(value, kernels.simnorm(logits, 8, strided).expand_as(value), rtol=1e-6, atol=1e-30)
+    assert_close(value, simnorm(logits, 8, strided).expand_as(value), rtol=1e-6, atol=1e-30)
     (gradient,) = torch.autograd.grad(value[0], bias, torch.randn(16))
     assert_close(gradient, torch.zeros(16), rtol=0, atol=1e-6)
 
@@ -967,12 +968,12 @@ def test_a_member_is_not_its_ensemble(refusing):
     first = [tuple(part if part is None else part[0] for part in layer) for layer in ensemble.layers]
     rooms = []
 
-    def recorded(params, *rest, packed=native.packed):
+    def recorded(params, *rest, packed=packing.packed):
         rooms.append(packed(params, *rest))
         return rooms[-1]
 
     with pytest.MonkeyPatch.context() as patch, constant_parameters():
-        patch.setattr(native, "packed", recorded)
+        patch.setattr(packing, "packed", recorded)
         for layers in (first, ensemble.layers):
             with pytest.raises(AssertionError, match="the library was called"):
                 evaluate(ensemble._replace(layers=layers))
@@ -1019,11 +1020,11 @@ def test_scopes_end_with_errors(either):
 def test_networks_are_packed_once_within_nested_scopes(fast, monkeypatch):
     packs = []
 
-    def counted(*args, pack=native._pack):
+    def counted(*args, pack=packing.pack):
         packs.append(args)
         return pack(*args)
 
-    monkeypatch.setattr(native, "_pack", counted)
+    monkeypatch.setattr(packing, "pack", counted)
     case = fresh(make((30,), ((24, 3), 33, 5)))
     with constant_parameters():
         evaluate(case)
@@ -1413,7 +1414,7 @@ def rolled(lead, steps, *, widths=(33, 24), action=3, groups=8, strided=False) -
 
 
 def roll(case, actions):
-    return kernels.rollout(case.parts[0], actions, kernels.Network(case.layers, case.groups, case.strided))
+    return kernels.rollout(case.parts[0], actions, Network(case.layers, case.groups, case.strided))
 
 
 def loop(case, actions):

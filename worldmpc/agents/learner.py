@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worldmpc.config import RunConfig
 from worldmpc.functional import Captured, Compiled, GroupOptimizer
-from worldmpc.models.kernels import constant_parameters
+from worldmpc.models.packing import constant_parameters
 from worldmpc.types import Batch, Metrics, Noise
 
 ModelLoss = Callable[[Batch, Noise], tuple[Tensor, Tensor, Metrics]]

@@ -13,7 +13,7 @@ from worldmpc import losses
 from worldmpc.agents.learner import Learner
 from worldmpc.config import ConfigError, RunConfig, discount_from_episode_length
 from worldmpc.functional import CapturedByShape, Compiled, GroupOptimizer, maybe_compile
-from worldmpc.models.kernels import constant_parameters
+from worldmpc.models.packing import constant_parameters
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec, NoiseStream
 from worldmpc.planners.sampling import MPPI

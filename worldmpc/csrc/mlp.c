@@ -286,7 +286,7 @@ int worldmpc_backward_weights(const Net *net) {
 
 int64_t worldmpc_panel(void) { return PANEL; }
 int64_t worldmpc_tile(void) { return TILE; }
-int64_t worldmpc_size(void) { return sizeof(Returns); }
+int64_t worldmpc_sizes(void) { return sizeof(Returns) + sizeof(TwoHot); }
 
 // Whether products of bfloat16 numbers can be used; asks the system for the processor's matrix registers where they are needed.
 int worldmpc_bf16(void) {

@@ -1,6 +1,7 @@
 // Returns of imagined sequences, as worldmpc.planners.rollout_return defines them, for the world model of TD-MPC2.
 
 #pragma once
+#include "heads.h"
 #include "network.h"
 
 typedef struct {
@@ -13,28 +14,6 @@ typedef struct {
     const float *z, *actions, *eps, *support; // [E, Z], [H, E, S, A], [E, S, A], [K]
     float *out;                               // [E, S]
 } Returns;
-
-// symexp of the expected bin of a row of logits.
-static float two_hot_value(const float *logits, const float *support, int64_t n) {
-    vec most = all(-INFINITY), sum = {0}, inner = {0};
-    for (int64_t c = 0; c + LANES <= n; c += LANES) most = MOST(most, load(logits + c, LANES));
-    float peak[LANES], top = -INFINITY;
-    store(peak, LANES, most);
-    for (int i = 0; i < LANES; i++) top = peak[i] > top ? peak[i] : top;
-    for (int64_t c = n / LANES * LANES; c < n; c++) top = logits[c] > top ? logits[c] : top;
-    float extra = 0, weighted = 0;
-    for (int64_t c = 0; c + LANES <= n; c += LANES) {
-        const vec e = exp_negative(load(logits + c, LANES) - top);
-        sum += e;
-        inner += e * load(support + c, LANES);
-    }
-    for (int64_t c = n / LANES * LANES; c < n; c++) {
-        const float e = expf(logits[c] - top);
-        extra += e, weighted += e * support[c];
-    }
-    const float x = (total(inner) + weighted) / (total(sum) + extra);
-    return copysignf(expm1f(fabsf(x)), x);
-}
 
 static void returns_of_block(const Returns *r, int64_t first, int64_t rows, const float *starts, int64_t gap, float *scratch, int64_t length, int64_t size) {
     const int64_t rest = r->envs * r->samples, n = r->bins, a = r->actions_dim;

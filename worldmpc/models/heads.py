@@ -1,60 +1,13 @@
-"""Output heads: two-hot scalars and the squashed Gaussian policy. Stateless functions of network outputs."""
+"""The squashed Gaussian policy, a stateless function of a network's output."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldmpc.types import PolicySample
-
-
-def symlog(x: Tensor) -> Tensor:
-    """sign(x) log(1 + |x|) (Hafner et al. 2023)."""
-    return x.sign() * torch.log(1 + x.abs())
-
-
-def symexp(x: Tensor) -> Tensor:
-    """sign(x) (exp|x| - 1), the inverse of :func:`symlog`."""
-    return x.sign() * (torch.exp(x.abs()) - 1)
-
-
-class TwoHot(nn.Module):
-    """Scalars as categorical distributions over ``num_bins`` bins, evenly spaced in symlog space (TD-MPC2 section 3)."""
-
-    bins: Tensor
-
-    def __init__(self, num_bins: int = 101, vmin: float = -10.0, vmax: float = 10.0) -> None:
-        super().__init__()
-        self.num_bins, self.vmin, self.vmax = num_bins, vmin, vmax
-        self.width = (vmax - vmin) / (num_bins - 1)
-        self.register_buffer("bins", torch.linspace(vmin, vmax, num_bins), persistent=False)
-
-    def position(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return lower bin [...] int64 and the weight of the upper neighbour [...], for scalars [...]."""
-        place = (symlog(x).clamp(self.vmin, self.vmax) - self.vmin) / self.width
-        # NaN keeps a valid bin, because an index out of range would end the process on a GPU; the weight stays NaN.
-        lower = place.nan_to_num().floor().clamp(max=self.num_bins - 2)
-        return lower.long(), place - lower
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Two-hot distribution: [...] -> [..., K]."""
-        lower, weight = self.position(x)
-        target = torch.zeros(*x.shape, self.num_bins, dtype=x.dtype, device=x.device)
-        target.scatter_(-1, lower[..., None], (1 - weight)[..., None])
-        return target.scatter_(-1, lower[..., None] + 1, weight[..., None])
-
-    def decode(self, logits: Tensor) -> Tensor:
-        """symexp of the expected bin: [..., K] -> [...]."""
-        return symexp((logits.softmax(-1) * self.bins).sum(-1))  # no matrix product, which autocast would round
-
-    def loss(self, logits: Tensor, x: Tensor) -> Tensor:
-        """Cross-entropy of logits [..., K] against the two-hot distribution of scalars [...] -> [...]."""
-        lower, weight = self.position(x)
-        pair = torch.stack((lower, lower + 1), -1).expand(*logits.shape[:-1], 2)
-        low, high = logits.log_softmax(-1).gather(-1, pair).unbind(-1)
-        return -torch.lerp(low, high, weight)
 
 
 def squashed_gaussian(raw: Tensor, eps: Tensor, log_std_min: float, log_std_max: float) -> PolicySample:

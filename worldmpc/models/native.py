@@ -12,15 +12,12 @@ import ctypes
 import platform
 import re
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 MAX_LAYERS = 8
 Pointer = ctypes.c_void_p
@@ -59,6 +56,16 @@ class CReturns(ctypes.Structure):
     ]
 
 
+class CTwoHot(ctypes.Structure):
+    """``TwoHot`` of ``heads.h``."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "bins", "threads")),
+        *((name, ctypes.c_float) for name in ("vmin", "vmax", "width")),
+        *((name, Pointer) for name in ("support", "logits", "x", "grad", "out", "saved", "dlogits")),
+    ]
+
+
 class Library(NamedTuple):
     """The loaded functions, and what the processor can do."""
 
@@ -66,6 +73,10 @@ class Library(NamedTuple):
     backward_rows: Callable[[CNet], int]
     backward_weights: Callable[[CNet], int]
     returns: Callable[[CReturns], int]
+    two_hot_values: Callable[[CTwoHot], None]
+    two_hot_values_back: Callable[[CTwoHot], None]
+    two_hot_losses: Callable[[CTwoHot], None]
+    two_hot_losses_back: Callable[[CTwoHot], None]
     panel: int
     tile: int
     bf16: bool
@@ -80,6 +91,18 @@ VARIANTS = {
     "avx2": ("avx2", "fma"),
 }
 """Libraries that installation builds, best first, and what a processor needs for each."""
+
+
+_FUNCTIONS: dict[str, type[ctypes.Structure]] = {
+    "forward": CNet,
+    "backward_rows": CNet,
+    "backward_weights": CNet,
+    "returns": CReturns,
+    "two_hot_values": CTwoHot,
+    "two_hot_values_back": CTwoHot,
+    "two_hot_losses": CTwoHot,
+    "two_hot_losses_back": CTwoHot,
+}
 
 
 class Unavailable(Exception):
@@ -111,15 +134,15 @@ def _load() -> Library:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise Unavailable(str(error)) from error
-    if loaded.worldmpc_size() != ctypes.sizeof(CReturns):
+    if not hasattr(loaded, "worldmpc_sizes") or loaded.worldmpc_sizes() != ctypes.sizeof(CReturns) + ctypes.sizeof(CTwoHot):
         raise Unavailable("compiled from another version of worldmpc; install worldmpc again")
-    for function in ("forward", "backward_rows", "backward_weights", "returns"):
-        getattr(loaded, f"worldmpc_{function}").argtypes = [ctypes.POINTER(CReturns if function == "returns" else CNet)]
+    functions = []
+    for verb, argument in _FUNCTIONS.items():
+        function = getattr(loaded, f"worldmpc_{verb}")
+        function.argtypes, function.restype = [ctypes.POINTER(argument)], None if argument is CTwoHot else ctypes.c_int
+        functions.append(function)
     return Library(
-        loaded.worldmpc_forward,
-        loaded.worldmpc_backward_rows,
-        loaded.worldmpc_backward_weights,
-        loaded.worldmpc_returns,
+        *functions,
         int(loaded.worldmpc_panel()),
         int(loaded.worldmpc_tile()),
         bool(loaded.worldmpc_bf16()),
@@ -138,109 +161,3 @@ def _offer_openmp() -> None:
         if hasattr(runtime, "GOMP_parallel"):
             return
     raise Unavailable("PyTorch's OpenMP runtime does not offer what GCC needs")
-
-
-class Facts(NamedTuple):
-    """What a network is, apart from its parameters."""
-
-    heads: int
-    """Members evaluated on the same input, Q."""
-    simnorm: int
-    """Width of the groups of the SimNorm behind the last LayerNorm; 0: the last layer is linear."""
-    strided: bool
-    bf16: bool
-
-
-class Packed(NamedTuple):
-    """A network's parameters as the library reads them, and room for their packed forms."""
-
-    net: CNet
-    room: Tensor
-    keep_alive: tuple[object, ...]
-
-
-class _Scopes(threading.local):
-    """What :func:`constant_parameters` keeps, in each thread."""
-
-    packed: dict[tuple[object, ...], Packed] | None = None
-    networks: dict[tuple[int, bool], tuple[object, object]] | None = None
-    """(id of a module, frozen) -> the module and what :mod:`worldmpc.models.kernels` has found out about it."""
-
-    def __init__(self) -> None:
-        self.rooms: dict[int, list[Tensor]] = {}
-        """Memory of earlier scopes, by size: new memory of this size would come from the system each time, page by page."""
-
-
-_scopes = _Scopes()
-
-
-def scope() -> _Scopes:
-    """Return this thread's scope."""
-    return _scopes
-
-
-@contextmanager
-def constant_parameters() -> Iterator[None]:
-    """Promise that no parameter changes inside, so that each network is packed once; backward passes belong inside."""
-    outer = _scopes.packed
-    if outer is None:
-        _scopes.packed, _scopes.networks = {}, {}
-    try:
-        yield
-    finally:
-        if outer is None:
-            for made in (_scopes.packed or {}).values():
-                _scopes.rooms.setdefault(made.room.numel(), []).append(made.room)
-            _scopes.packed = _scopes.networks = None
-
-
-def packed(params: Sequence[Tensor | None], facts: Facts, split: int, panel: int) -> Packed:
-    """Return a network's parameters ready for the library: per layer weight [members, out, in], bias, LayerNorm weight and bias or None.
-
-    ``split``: columns of the first part of the input; ``panel``: of the library.
-    """
-    known = _scopes.packed
-    if known is None:
-        return _pack(params, facts, panel, {})
-    key = (facts, split, *((0, None) if param is None else (param.data_ptr(), param.shape) for param in params))
-    made = known.get(key)
-    if made is None:
-        made = known[key] = _pack(params, facts, panel, _scopes.rooms)
-    return made
-
-
-def _pack(params: Sequence[Tensor | None], facts: Facts, panel: int, rooms: dict[int, list[Tensor]]) -> Packed:
-    net = CNet()
-    net.layers, net.simnorm, net.strided, net.bf16 = len(params) // 4, facts.simnorm, facts.strided, facts.bf16
-    first = params[0]
-    assert first is not None
-    members = first.numel() // (first.shape[-1] * first.shape[-2])
-    flags = (ctypes.c_uint8 * (2 * net.layers * members))()
-    sizes = []
-    for index in range(net.layers):
-        weight = params[4 * index]
-        assert weight is not None
-        out, in_ = weight.shape[-2:]
-        # As mlp.c counts: panels of columns, each with the bias and room to pad both parts of the input.
-        sizes += [members * (in_ + 34) * _up(out, panel), members * out * (_up(in_, panel) + panel)]
-    free = rooms.get(sum(sizes))
-    room = free.pop() if free else torch.empty(sum(sizes), device="cpu", dtype=torch.float32)
-    offset = 0
-    for index in range(net.layers):
-        layer = net.layer[index]
-        weight, bias, ln_weight, ln_bias = params[4 * index : 4 * index + 4]
-        assert weight is not None and bias is not None
-        layer.weight, layer.bias = weight.data_ptr(), bias.data_ptr()
-        if ln_weight is not None and ln_bias is not None:
-            layer.ln_weight, layer.ln_bias = ln_weight.data_ptr(), ln_bias.data_ptr()
-        layer.out, layer.in_ = weight.shape[-2:]
-        layer.packed = room.data_ptr() + 4 * offset
-        layer.packed_back = layer.packed + 4 * sizes[2 * index]
-        offset += sizes[2 * index] + sizes[2 * index + 1]
-        layer.ready = ctypes.addressof(flags) + 2 * index * members
-        layer.ready_back = layer.ready + members
-    return Packed(net, room, (flags, *params))
-
-
-def _up(n: int, step: int) -> int:
-    return -(-n // step) * step

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmpc.models import kernels
+from worldmpc.models.networks import NORM_EPS, Layer, Network, network_of, simnorm
 
 
 class SimNorm(nn.Module):
@@ -24,7 +25,7 @@ class SimNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., Z] -> [..., Z]."""
-        return kernels.simnorm(x, self.dim, self.layout == "strided")
+        return simnorm(x, self.dim, self.layout == "strided")
 
 
 class NormedLinear(nn.Linear):
@@ -32,7 +33,7 @@ class NormedLinear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
-        self.ln = nn.LayerNorm(out_features, eps=kernels.NORM_EPS)
+        self.ln = nn.LayerNorm(out_features, eps=NORM_EPS)
 
 
 class MLP(nn.Sequential):
@@ -45,12 +46,10 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
         self.groups, self.strided = (0, False) if simnorm is None else (simnorm.dim, simnorm.layout == "strided")
 
-    def network(self) -> kernels.Network:
+    def network(self) -> Network:
         """Return the parameters for :mod:`worldmpc.models.kernels`."""
         first: Any = self._modules["0"]
-        return kernels.network_of(
-            self, first.weight, False, lambda: kernels.Network([_parameters(layer) for layer in self], self.groups, self.strided)
-        )
+        return network_of(self, first.weight, False, lambda: [_parameters(layer) for layer in self], self.groups, self.strided)
 
     def forward(self, *parts: Tensor) -> Tensor:
         """[..., in_1], [..., in_2] (the columns of the input) -> [..., out]."""
@@ -61,7 +60,7 @@ class MLP(nn.Sequential):
         return kernels.rollout(z, actions, self.network())
 
 
-def _parameters(layer: nn.Module) -> kernels.Layer:
+def _parameters(layer: nn.Module) -> Layer:
     assert isinstance(layer, nn.Linear)
     return (
         (layer.weight, layer.bias, layer.ln.weight, layer.ln.bias)
@@ -115,15 +114,13 @@ class EnsembleMLP(nn.Module):
         """
         return kernels.mlp(parts, self.network(frozen), heads=heads, keep=keep)
 
-    def network(self, frozen: bool = False) -> kernels.Network:
+    def network(self, frozen: bool = False) -> Network:
         """Return the parameters for :mod:`worldmpc.models.kernels`, stacked over members; ``frozen`` as constants."""
         first: Any = self.layers._modules["0"]
-        return kernels.network_of(
-            self, first.weight, frozen, lambda: kernels.Network([_stacked_parameters(layer, frozen) for layer in self.layers])
-        )
+        return network_of(self, first.weight, frozen, lambda: [_stacked_parameters(layer, frozen) for layer in self.layers])
 
 
-def _stacked_parameters(layer: nn.Module, frozen: bool) -> kernels.Layer:
+def _stacked_parameters(layer: nn.Module, frozen: bool) -> Layer:
     assert isinstance(layer, StackedLinear)
     norm = layer.ln
     parts = (layer.weight, layer.bias, norm.weight if norm else None, norm.bias if norm else None)

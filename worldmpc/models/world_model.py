@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from worldmpc.config import ConfigError, ModelConfig, resolve_model
 from worldmpc.models import heads, kernels
 from worldmpc.models.nets import MLP, EnsembleMLP, SimNorm, init_weights
+from worldmpc.models.two_hot import TwoHot
 from worldmpc.noise import derive_seed
 from worldmpc.types import ModelStep, PolicySample
 
@@ -37,7 +38,7 @@ class WorldModel(nn.Module):
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         latent, hidden, joint = config.latent_dim, [config.mlp_dim] * 2, config.latent_dim + action_dim
         simnorm = SimNorm(config.simnorm_dim, config.simnorm_layout)
-        self.two_hot = heads.TwoHot(config.num_bins, config.vmin, config.vmax)
+        self.two_hot = TwoHot(config.num_bins, config.vmin, config.vmax)
         self.encoder = MLP(obs_dim, [config.enc_dim] * max(config.num_enc_layers - 1, 1), latent, simnorm)
         self.dynamics = MLP(joint, hidden, latent, simnorm)
         self.reward = MLP(joint, hidden, config.num_bins)
