@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from tests.trees import differences
 from worldmpc.config import OptimConfig
-from worldmpc.functional import GroupOptimizer, tree_where
+from worldmpc.functional import tree_where
+from worldmpc.optim import GroupOptimizer
 
 PREFIXES = {"slow.": 0.3, "first.": 1.0, "last.": 1.0}
 NO = torch.zeros(())

@@ -11,8 +11,8 @@ from tests.trees import differences, leaves
 from worldmpc import functional, losses
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, OptimConfig, discount_from_episode_length, make_config
-from worldmpc.functional import learning_rate_scale
 from worldmpc.models import kernels
+from worldmpc.optim import learning_rate_scale
 from worldmpc.types import Batch, EnvSpec
 
 SPEC = EnvSpec("test", (5,), 2, 50)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from worldmpc.config import RunConfig
-from worldmpc.functional import Captured, Compiled, GroupOptimizer
+from worldmpc.functional import Captured, Compiled
 from worldmpc.models.packing import constant_parameters
+from worldmpc.optim import GroupOptimizer
 from worldmpc.types import Batch, Metrics, Noise
 
 ModelLoss = Callable[[Batch, Noise], tuple[Tensor, Tensor, Metrics]]

@@ -12,7 +12,8 @@ from torch.func import functional_call
 
 from worldmpc.agents.learner import Learner
 from worldmpc.agents.tdmpc2 import TDMPC2, plan_output
-from worldmpc.functional import CapturedByShape, GroupOptimizer, maybe_compile, tree_map
+from worldmpc.functional import CapturedByShape, maybe_compile, tree_map
+from worldmpc.optim import GroupOptimizer
 from worldmpc.types import ActOutput, Batch, Carry, Metrics, Noise, PlanResult, PlanState
 
 TreeT = TypeVar("TreeT")

@@ -12,10 +12,11 @@ from torch import Tensor
 from worldmpc import losses
 from worldmpc.agents.learner import Learner
 from worldmpc.config import ConfigError, RunConfig, discount_from_episode_length
-from worldmpc.functional import CapturedByShape, Compiled, GroupOptimizer, maybe_compile
+from worldmpc.functional import CapturedByShape, Compiled, maybe_compile
 from worldmpc.models.packing import constant_parameters
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec, NoiseStream
+from worldmpc.optim import GroupOptimizer
 from worldmpc.planners.sampling import MPPI
 from worldmpc.types import ActOutput, Batch, Carry, EnvSpec, LossTerm, Metrics, Mode, Noise, PlanResult, PlanState
 

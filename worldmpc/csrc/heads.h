@@ -1,4 +1,4 @@
-// Two-hot scalars (worldmpc.models.heads.TwoHot) from rows of logits: their values, their losses, and the gradients of both.
+// What becomes of a network's output: two-hot scalars (worldmpc.models.two_hot) and the squashed Gaussian (worldmpc.models.heads), with gradients.
 
 #pragma once
 #include <omp.h>
@@ -70,12 +70,10 @@ static int64_t two_hot_place(const TwoHot *t, float x, float *weight) {
     return bin;
 }
 
-static int threads_of_rows(const TwoHot *t) { return threads_for(t->threads, 32 * t->rows * t->bins); }
-
-// Runs its last argument for every row r, in blocks, on the threads that pay.
-#define EACH_ROW(t, ...)                                                  \
+// Runs its last argument for every row r, on the threads that pay where each of its numbers costs `work` multiplications.
+#define EACH_ROW(t, work, ...)                                            \
     do {                                                                  \
-        const int threads = threads_of_rows(t);                           \
+        const int threads = threads_for((t)->threads, (t)->rows * (work)); \
         _Pragma("omp parallel num_threads(threads)") {                    \
             const unsigned mode = flush_tiny();                           \
             _Pragma("omp for schedule(static)")                           \
@@ -86,7 +84,7 @@ static int threads_of_rows(const TwoHot *t) { return threads_for(t->threads, 32 
 
 // Values of rows; saves what the exponentials are divided by, as a logarithm, and the expected bin.
 void worldmpc_two_hot_values(const TwoHot *t) {
-    EACH_ROW(t, {
+    EACH_ROW(t, 32 * t->bins, {
         float x;
         const float log_sum = log_sum_exp(t->logits + r * t->bins, t->support, t->bins, &x);
         t->out[r] = symexp(x);
@@ -95,7 +93,7 @@ void worldmpc_two_hot_values(const TwoHot *t) {
 }
 
 void worldmpc_two_hot_values_back(const TwoHot *t) {
-    EACH_ROW(t, {
+    EACH_ROW(t, 32 * t->bins, {
         const float log_sum = t->saved[2 * r], x = t->saved[2 * r + 1];
         // The slope of sign(x) (exp|x| - 1), which PyTorch counts as 0 in the middle, where the sign is.
         const float slope = t->grad[r] * (x == 0.0f ? 0.0f : expf(fabsf(x)));
@@ -107,7 +105,7 @@ void worldmpc_two_hot_values_back(const TwoHot *t) {
 
 // Cross-entropies of rows against the two-hot distributions of scalars; saves what the exponentials are divided by, as a logarithm.
 void worldmpc_two_hot_losses(const TwoHot *t) {
-    EACH_ROW(t, {
+    EACH_ROW(t, 32 * t->bins, {
         const float *logits = t->logits + r * t->bins;
         const float log_sum = log_sum_exp(logits, NULL, t->bins, NULL);
         float weight;
@@ -119,12 +117,91 @@ void worldmpc_two_hot_losses(const TwoHot *t) {
 }
 
 void worldmpc_two_hot_losses_back(const TwoHot *t) {
-    EACH_ROW(t, {
+    EACH_ROW(t, 32 * t->bins, {
         const float log_sum = t->saved[r], slope = t->grad[r], *logits = t->logits + r * t->bins;
         float *d = t->dlogits + r * t->bins, weight;
         const int64_t bin = two_hot_place(t, t->x[r], &weight);
         EACH(c, t->bins, store(d + c, left, slope * exp_negative(load(logits + c, left) - log_sum)););
         d[bin] -= slope * (1.0f - weight);
         d[bin + 1] -= slope * weight;
+    });
+}
+
+typedef struct {
+    int64_t rows, dims, threads;
+    float log_std_min, log_std_max;
+    const float *raw, *eps;                                 // [M, 2 A], [M, A]
+    float *action, *mean, *log_std, *log_prob, *scaled;     // [M, A] x 3, [M] x 2
+    const float *d_action, *d_mean, *d_log_std, *d_log_prob, *d_scaled; // gradients of these, each or NULL
+    float *d_raw;                                           // [M, 2 A]
+} Gaussian;
+
+// log of (2 pi)^(1/2).
+#define HALF_LOG_2_PI 0.918938533f
+
+static inline vec bounded(const Gaussian *g, vec log_std) {
+    return g->log_std_min + 0.5f * (g->log_std_max - g->log_std_min) * (tanh_of(log_std) + 1.0f);
+}
+
+// Actions alone, of one row: tanh(mean + eps std).
+static void sample_row(const Gaussian *g, const float *raw, const float *eps, float *action) {
+    const int64_t n = g->dims;
+    EACH(c, n, store(action + c, left, tanh_of(load(raw + c, left) + load(eps + c, left) * exp_of(bounded(g, load(raw + n + c, left))))););
+}
+
+// Log-density before squashing, up to the sum over actions.
+static float gaussian_of_row(const float *eps, const float *log_std, int64_t n) {
+    float sum = 0;
+    for (int64_t c = 0; c < n; c++) sum += -0.5f * eps[c] * eps[c] - log_std[c] - HALF_LOG_2_PI;
+    return sum;
+}
+
+static inline float positive(float x) { return x > 0.0f || isnan(x) ? x : 0.0f; }
+
+void worldmpc_gaussian(const Gaussian *g) {
+    EACH_ROW(g, 128 * g->dims, {
+        const int64_t n = g->dims;
+        const float *raw = g->raw + r * 2 * n, *eps = g->eps + r * n;
+        float *action = g->action + r * n, *mean = g->mean + r * n, *log_std = g->log_std + r * n;
+        EACH(c, n, {
+            const vec m = load(raw + c, left);
+            const vec bound = bounded(g, load(raw + n + c, left));
+            store(log_std + c, left, bound);
+            store(mean + c, left, tanh_of(m));
+            store(action + c, left, tanh_of(m + load(eps + c, left) * exp_of(bound)));
+        });
+        const float density = gaussian_of_row(eps, log_std, n);
+        float log_prob = density;
+        for (int64_t c = 0; c < n; c++) log_prob -= logf(positive(1.0f - action[c] * action[c]) + 1e-6f);
+        g->log_prob[r] = log_prob;
+        g->scaled[r] = -log_prob * (density * n / (log_prob + 1e-8f));
+    });
+}
+
+void worldmpc_gaussian_back(const Gaussian *g) {
+    EACH_ROW(g, 128 * g->dims, {
+        const int64_t n = g->dims;
+        const float *raw = g->raw + r * 2 * n, *eps = g->eps + r * n;
+        const float *action = g->action + r * n, *mean = g->mean + r * n, *log_std = g->log_std + r * n;
+        float *d = g->d_raw + r * 2 * n;
+        // scaled = -P D n / (P + 1e-8) for the density D before squashing and P behind it, P = D - sum of log(1 - a^2 + 1e-6).
+        const float density = gaussian_of_row(eps, log_std, n), log_prob = g->log_prob[r], below = log_prob + 1e-8f;
+        const float d_scaled = g->d_scaled ? g->d_scaled[r] : 0.0f, ratio = density * n / below;
+        const float d_prob = (g->d_log_prob ? g->d_log_prob[r] : 0.0f) + d_scaled * (log_prob * ratio / below - ratio);
+        const float d_density = d_prob - d_scaled * log_prob * n / below;
+        EACH(c, n, {
+            const vec a = load(action + c, left), m = load(mean + c, left), bound = load(log_std + c, left);
+            const vec room = 1.0f - a * a;
+            vec d_a = where_true(room > 0.0f, d_prob * 2.0f * a / (room + 1e-6f));
+            if (g->d_action) d_a += load(g->d_action + r * n + c, left);
+            const vec d_sum = d_a * room;
+            vec d_m = d_sum;
+            if (g->d_mean) d_m += load(g->d_mean + r * n + c, left) * (1.0f - m * m);
+            vec d_bound = d_sum * load(eps + c, left) * exp_of(bound) - d_density;
+            if (g->d_log_std) d_bound += load(g->d_log_std + r * n + c, left);
+            const vec t = tanh_of(load(raw + n + c, left));
+            store(d + c, left, d_m);
+            store(d + n + c, left, d_bound * 0.5f * (g->log_std_max - g->log_std_min) * (1.0f - t * t));
+        });
     });
 }

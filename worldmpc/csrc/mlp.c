@@ -282,11 +282,12 @@ int worldmpc_backward_weights(const Net *net) {
     return failed;
 }
 
+#include "adam.h"
 #include "returns.h"
 
 int64_t worldmpc_panel(void) { return PANEL; }
 int64_t worldmpc_tile(void) { return TILE; }
-int64_t worldmpc_sizes(void) { return sizeof(Returns) + sizeof(TwoHot); }
+int64_t worldmpc_sizes(void) { return sizeof(Returns) + sizeof(TwoHot) + sizeof(Gaussian) + sizeof(Adam); }
 
 // Whether products of bfloat16 numbers can be used; asks the system for the processor's matrix registers where they are needed.
 int worldmpc_bf16(void) {

@@ -89,8 +89,19 @@ static inline vec exp_within(vec x) {
 // exp(x) for x <= 0, that of -87 below.
 static inline vec exp_negative(vec x) { return exp_within(MOST(all(-87.0f), x)); }
 
+// exp(x) for any x, that of -87 below and of 88 above.
+static inline vec exp_of(vec x) { return exp_within(LEAST(all(88.0f), MOST(all(-87.0f), x))); }
+
 // exp(x) between -60 and 20, where Mish has reached 0 and x to rounding.
 static inline vec exp_between(vec x) { return exp_within(LEAST(all(20.0f), MOST(all(-60.0f), x))); }
+
+// tanh(x): from exponentials where they do not cancel, to half a unit in the last place near 1, as 1 - tanh^2 matters; else by its series.
+static inline vec tanh_of(vec x) {
+    const vec size = MOST(x, -x), e = exp_negative(-2.0f * size), far = 1.0f - 2.0f * e / (1.0f + e), s = x * x;
+    const vec near = x + x * s * (-0.333333333f + s * (0.133333333f + s * (-0.0539682540f + s * 0.0218694885f)));
+    const ints small = size < 0.25f;
+    return (vec)((small & (ints)near) | (~small & (((ints)far) | ((ints)x & (int32_t)0x80000000))));
+}
 
 static inline vec where_true(ints mask, vec x) { return (vec)(mask & (ints)x); } // zero elsewhere
 

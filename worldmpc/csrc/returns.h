@@ -11,9 +11,13 @@ typedef struct {
     int64_t hard;                                       // continuation by a threshold instead of a probability
     int64_t threads;
     float discount, log_std_min, log_std_max;
-    const float *z, *actions, *eps, *support; // [E, Z], [H, E, S, A], [E, S, A], [K]
-    float *out;                               // [E, S]
+    const float *z, *actions, *eps, *support; // [E, Z], [H, E, S, A], [E, S, A] (for proposals [H, E, S, A]), [K]
+    float *out;                               // [E, S]; proposals: [H, E, S, A]
 } Returns;
+
+static Gaussian gaussian_prior(const Returns *r) {
+    return (Gaussian){.dims = r->actions_dim, .log_std_min = r->log_std_min, .log_std_max = r->log_std_max};
+}
 
 static void returns_of_block(const Returns *r, int64_t first, int64_t rows, const float *starts, int64_t gap, float *scratch, int64_t length, int64_t size) {
     const int64_t rest = r->envs * r->samples, n = r->bins, a = r->actions_dim;
@@ -42,11 +46,8 @@ static void returns_of_block(const Returns *r, int64_t first, int64_t rows, cons
     }
     x.start = NULL;
     forward_block(&r->policy, 0, 0, rows, x, logits, length, scratch, length, size);
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t c = 0; c < a; c++) {
-            const float log_std = r->log_std_min + 0.5f * (r->log_std_max - r->log_std_min) * (tanhf(logits[i * length + a + c]) + 1.0f);
-            act[i * a + c] = tanhf(logits[i * length + c] + r->eps[(first + i) * a + c] * expf(log_std));
-        }
+    const Gaussian prior = gaussian_prior(r);
+    for (int64_t i = 0; i < rows; i++) sample_row(&prior, logits + i * length, r->eps + (first + i) * a, act + i * a);
     x.x2 = act, x.ld2 = a;
     for (int64_t head = 0; head < r->critics.heads; head++) {
         forward_block(&r->critics, r->critics.members[head], 0, rows, x, logits, length, scratch, length, size);
@@ -88,5 +89,46 @@ int worldmpc_returns(const Returns *r) {
     }
     free(start);
     for (int i = 0; i < count && !failed; i++) mark_packed(nets[i]);
+    return failed;
+}
+
+// Proposals of the policy prior: sampled actions, each followed by the dynamics but the last. Reads dynamics and policy alone.
+int worldmpc_proposals(const Returns *r) {
+    const Net *nets[] = {&r->dynamics, &r->policy};
+    const int64_t rows = r->envs * r->samples, a = r->actions_dim;
+    const int64_t length = row_length(nets[0]) > row_length(nets[1]) ? row_length(nets[0]) : row_length(nets[1]);
+    const int threads = threads_for(r->threads, multiplications(nets[0]) + multiplications(nets[1]));
+    const int64_t size = block_rows(rows, length, 1, threads), blocks = (rows + size - 1) / size, tall = up(size, 2 * PAIRS);
+    const Gaussian prior = gaussian_prior(r);
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        const unsigned mode = flush_tiny();
+        float *scratch = room(scratch_floats(length, tall) + 2 * tall * length, &failed);
+        if (r->dynamics.bf16) begin_bf16();
+        for (int i = 0; i < 2; i++) pack_shared(nets[i]);
+#pragma omp barrier
+        if (!failed) {
+            float *z = scratch + scratch_floats(length, tall), *logits = z + tall * length;
+#pragma omp for schedule(static)
+            for (int64_t block = 0; block < blocks; block++) {
+                const int64_t first = block * size, count = least(rows - first, size), d1 = r->dynamics.d1;
+                for (int64_t i = 0; i < count; i++) memcpy(z + i * length, r->z + (first + i) / r->samples * d1, 4 * d1);
+                for (int64_t h = 0; h < r->horizon; h++) {
+                    float *act = r->out + (h * rows + first) * a;
+                    Input x = {.x1 = z, .ld1 = length, .shared = 1};
+                    forward_block(&r->policy, 0, 0, count, x, logits, length, scratch, length, tall);
+                    for (int64_t i = 0; i < count; i++)
+                        sample_row(&prior, logits + i * length, r->eps + (h * rows + first + i) * a, act + i * a);
+                    x.x2 = act, x.ld2 = a;
+                    if (h + 1 < r->horizon) forward_block(&r->dynamics, 0, 0, count, x, z, length, scratch, length, tall);
+                }
+            }
+        }
+        if (r->dynamics.bf16) end_bf16();
+        free(scratch);
+        _mm_setcsr(mode);
+    }
+    for (int i = 0; i < 2 && !failed; i++) mark_packed(nets[i]);
     return failed;
 }

@@ -23,16 +23,21 @@ def all_members(number: int) -> Tensor:
         return torch.arange(number, device="cpu")
 
 
+def transforming() -> bool:
+    """Return whether a transform of torch.func is active."""
+    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def transforms_are_one_vmap() -> bool:
-    """Whether no transform of torch.func is active, or torch.vmap alone, for which the functions below have rules."""
-    if torch._C._functorch.peek_interpreter_stack() is None:  # pyright: ignore[reportAttributeAccessIssue]
+    """Return whether no transform of torch.func is active, or torch.vmap alone, for which the functions below have rules."""
+    if not transforming():
         return True
     active = pyfunctorch.retrieve_all_functorch_interpreters()
     return len(active) == 1 and isinstance(active[0], pyfunctorch.VmapInterpreter)
 
 
 def mapped(*tensors: Tensor | None) -> bool:
-    """Whether one of them stands for a batch, under torch.func or in ``torch.autograd.grad(..., is_grads_batched=True)``."""
+    """Return whether one of them stands for a batch, under torch.func or in ``torch.autograd.grad(..., is_grads_batched=True)``."""
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
     batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
     return any(wrapped(tensor) or batched(tensor) for tensor in tensors if tensor is not None)
@@ -52,7 +57,7 @@ def evaluate(x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor
     Returns:
         [1, Q, M, out].
     """
-    if mapped(x1, x2, keep, members, *network.params):
+    if mapped(x1, x2, keep, members) or (transforming() and mapped(*network.params)):
         return _MappedMLP.apply(x1, x2, keep, members, facts, *network.params)  # type: ignore[return-value]
     if torch.is_grad_enabled():
         return _MLP.apply(x1, x2, keep, members, facts, network, *network.params)  # type: ignore[return-value]
@@ -61,7 +66,7 @@ def evaluate(x1: Tensor, x2: Tensor | None, keep: Tensor | None, members: Tensor
 
 def evaluate_rollout(z: Tensor, actions: Tensor, facts: Facts, network: Network) -> Tensor:
     """Apply a network to its own result: z [1, M, Z], actions [T, 1, M, A] -> [T+1, 1, M, Z]; see :func:`evaluate`."""
-    if mapped(z, actions, *network.params):
+    if mapped(z, actions) or (transforming() and mapped(*network.params)):
         return _MappedRollout.apply(z, actions, facts, *network.params)  # type: ignore[return-value]
     return _Rollout.apply(z, actions, facts, network, *network.params)  # type: ignore[return-value]
 
@@ -84,13 +89,13 @@ def _prepare(
     return library, net, (packed, members)
 
 
-def invoke(function: Any, net: CNet | native.CReturns) -> None:
+def invoke(function: Any, argument: Any) -> None:
     """Call a function of the library.
 
     Raises:
         MemoryError: it found none.
     """
-    if function(net):
+    if function(argument):
         raise MemoryError("no memory left for evaluating a network")
 
 
@@ -129,14 +134,13 @@ def _place_saved(net: CNet, saved: Tensor, rows: int, first: int = 0) -> None:
 class _Gradients:
     """Room for the gradients of a network's parameters and for what lies between its two backward passes."""
 
-    def __init__(
-        self, library: native.Library, net: CNet, rows: int, params: Sequence[Tensor | None], needed: Sequence[bool], whole: bool
-    ) -> None:
-        self.grads: list[Tensor | None] = []
-        for index, (param, need) in enumerate(zip(params, needed, strict=True)):
-            # Weights of members that are not evaluated stay 0; biases and norms are summed into.
-            fresh = torch.empty_like if index % 4 == 0 and whole else torch.zeros_like
-            self.grads.append(fresh(param) if need and param is not None else None)
+    def __init__(self, library: native.Library, net: CNet, rows: int, params: Sequence[Tensor | None], needed: Sequence[bool]) -> None:
+        # Zeros, as biases and norms are summed into, and weights of members that are not evaluated stay so; one after the other, as in
+        # the optimiser, which then need not collect them.
+        wanted = [param.shape if need and param is not None else None for param, need in zip(params, needed, strict=True)]
+        sizes = [0 if shape is None else shape.numel() for shape in wanted]
+        parts = torch.zeros(sum(sizes), device="cpu", dtype=torch.float32).split(sizes)
+        self.grads = [None if shape is None else part.view(shape) for part, shape in zip(parts, wanted, strict=True)]
         self.weights = any(gradient is not None for gradient in self.grads[::4])
         widths = [-(-layer.out // library.tile) * library.tile for layer in net.layer[: net.layers]]
         pairs = net.seeds * net.heads
@@ -153,12 +157,6 @@ class _Gradients:
                 layer.dh = self.behind.data_ptr() + 4 * (self.places[index] + first * self.tile)
             for name, gradient in zip(("dweight", "dbias", "dln_weight", "dln_bias"), self.grads[4 * index : 4 * index + 4], strict=True):
                 setattr(layer, name, 0 if gradient is None else gradient.data_ptr())
-
-
-def _is_whole(members: Tensor, params: Sequence[Tensor | None]) -> bool:
-    weight = params[0]
-    assert weight is not None
-    return members.numel() * weight.shape[-1] * weight.shape[-2] == weight.numel()
 
 
 class _MLP(torch.autograd.Function):
@@ -189,7 +187,7 @@ class _MLP(torch.autograd.Function):
         _place_saved(net, saved, net.seeds * net.heads * net.rows)
         if out is not None:
             net.layer[net.layers - 1].y = out.data_ptr()
-        gradients = _Gradients(library, net, net.rows, params, ctx.needs_input_grad[6:], _is_whole(members, params))
+        gradients = _Gradients(library, net, net.rows, params, ctx.needs_input_grad[6:])
         gradients.place(net)
         grad = grad.contiguous()
         dx1, dx2 = (torch.empty_like(x) if need else None for x, need in zip((x1, x2), ctx.needs_input_grad, strict=False))
@@ -252,7 +250,7 @@ class _Rollout(torch.autograd.Function):
         library, net, alive = _prepare(zs[0], actions[0], None, members, ctx.facts, ctx.network)
         # Rows of all steps in one product where they lie side by side, as for one seed.
         together = seeds == 1
-        gradients = _Gradients(library, net, steps * batch if together else batch, params, ctx.needs_input_grad[4:], True)
+        gradients = _Gradients(library, net, steps * batch if together else batch, params, ctx.needs_input_grad[4:])
         grad, dz = grad.clone(memory_format=torch.contiguous_format), torch.empty_like(zs[0])
         for step in reversed(range(steps)):
             net.x1, net.x2, net.grad, net.dx1 = (x.data_ptr() for x in (zs[step], actions[step], grad[step + 1], dz))
@@ -279,10 +277,12 @@ def _rollout_gradients_of_plain(ctx: Any, z: Tensor, actions: Tensor, params: Se
         return differentiate(ctx, torch.stack(outputs, 1), (z, None, None, None, *params), grad)
 
 
-def differentiate(ctx: Any, out: Tensor, inputs: Sequence[Tensor | None], grad: Tensor) -> tuple[Tensor | None, ...]:
+def differentiate(
+    ctx: Any, out: Tensor | Sequence[Tensor], inputs: Sequence[Tensor | None], grad: Tensor | Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
     """Return the gradients that a function's context asks for, such that they can be differentiated again."""
     wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed and x is not None]
-    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=not mapped(grad)))
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=not mapped(*([grad] if isinstance(grad, Tensor) else grad))))
     return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
 
 

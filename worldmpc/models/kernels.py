@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldmpc.models import native
 from worldmpc.models.gradients import all_members, evaluate, evaluate_rollout, invoke, mapped, transforms_are_one_vmap
-from worldmpc.models.native import CNet
+from worldmpc.models.native import CNet, CReturns
 from worldmpc.models.networks import Layer, Network, plain, plain_float, plain_rollout
 from worldmpc.models.packing import Facts
 
@@ -144,52 +144,85 @@ def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps
     Returns:
         [E, S], or None where the library cannot do it.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
-        or z.dim() != 3
-        or actions.dim() != 4
-        or eps.shape != actions.shape[1:]
-        or not len(actions)
-    ):
+    if torch.is_grad_enabled() or z.dim() != 3 or actions.dim() != 4 or eps.shape != actions.shape[1:] or not actions.shape[0]:
         return None
-    joint, action_dim = (z, actions[0]), actions.shape[-1]
-    # Name, network, input, width of the result, rows relative to those of one step, members.
-    one = all_members(1)
-    calls = [
-        ("dynamics", nets.dynamics, joint, z.shape[-1], len(actions), one),
-        ("reward", nets.reward, joint, len(nets.support), len(actions), one),
-        ("policy", nets.policy, (z,), 2 * action_dim, 1, one),
-        ("critics", nets.critics, joint, len(nets.support), 1, critics),
-    ]
+    joint, bins = (z, actions[0]), nets.support.shape[0]
+    networks = {"dynamics": (nets.dynamics, joint, z.shape[-1]), "reward": (nets.reward, joint, bins)}
+    networks |= {"policy": (nets.policy, (z,), 2 * actions.shape[-1]), "critics": (nets.critics, joint, bins)}
     if nets.termination is not None:
-        calls.append(("termination", nets.termination, (z,), 1, len(actions), one))
-    for _, network, parts, width, _, _ in calls:
-        if _library_for(parts, network) is None or network.layers[-1][0].shape[-2] != width:
-            return None
-    if mapped(z, actions, eps, nets.dynamics.layers[0][0]) or z.stride(1) != 0 or not plain_float(nets.support) or not plain_float(eps):
+        networks["termination"] = nets.termination, (z,), 1
+    if not _imaginable(networks, z, actions, eps) or not plain_float(nets.support) or not _fit(critics, None, joint, nets.critics):
         return None
-    if not _fit(critics, None, joint, nets.critics):
-        return None
-    library = native.library()
-    assert not isinstance(library, str)
-    envs, samples, horizon = z.shape[0], z.shape[1], len(actions)
+    envs, samples = z.shape[:2]
     starts, actions, eps, critics = z[:, 0].contiguous(), actions.contiguous(), eps.contiguous(), critics.contiguous()
     out = z.new_empty(envs, samples)
-    call, alive = native.CReturns(), []
-    bf16 = torch.is_autocast_enabled("cpu")
-    for name, network, parts, _, steps, members in calls:
-        members = members.contiguous()
-        packed = network.packed(Facts(len(members), network.groups, network.strided, bf16), z.shape[-1], library.panel)
+    call, library = _imagination(nets, networks, starts, eps, critics, samples, actions.shape[0])
+    call.bins, call.hard, call.discount = bins, nets.hard, discount
+    call.actions, call.support, call.out = actions.data_ptr(), nets.support.data_ptr(), out.data_ptr()
+    invoke(library.returns, call)
+    return out
+
+
+def proposals(nets: ImaginedNets, z: Tensor, eps: Tensor) -> Tensor | None:
+    """Sample sequences of actions from the policy prior, each action followed by the dynamics, without gradient.
+
+    Args:
+        nets: of a TD-MPC2 world model, of which dynamics and policy are used.
+        z: [E, Z] starts.
+        eps: [H, E, P, A].
+
+    Returns:
+        [H, E, P, A], or None where the library cannot do it.
+    """
+    if torch.is_grad_enabled() or z.dim() != 2 or eps.dim() != 4 or eps.shape[1] != z.shape[0] or not eps.shape[0] or not eps.shape[2]:
+        return None
+    many = z[:, None].expand(-1, eps.shape[2], -1)
+    networks = {
+        "dynamics": (nets.dynamics, (many, eps[0]), z.shape[-1]),
+        "policy": (nets.policy, (many,), 2 * eps.shape[-1]),
+    }
+    if not _imaginable(networks, many, eps):
+        return None
+    z, eps = z.contiguous(), eps.contiguous()
+    out = torch.empty_like(eps)
+    call, library = _imagination(nets, networks, z, eps, all_members(1), eps.shape[2], eps.shape[0])
+    call.out = out.data_ptr()
+    invoke(library.proposals, call)
+    return out
+
+
+_Networks = dict[str, tuple[Network, tuple[Tensor, ...], int]]
+"""Name -> network, input, width of the result."""
+
+
+def _imaginable(networks: _Networks, z: Tensor, *others: Tensor) -> bool:
+    """Return whether the library can imagine with these networks."""
+    for network, parts, width in networks.values():
+        if network.layers[-1][0].shape[-2] != width or _library_for(parts, network) is None:
+            return False
+    first = networks["dynamics"][0].layers[0][0]
+    return not mapped(z, *others, first) and z.stride(1) == 0 and all(map(plain_float, others))
+
+
+def _imagination(
+    nets: ImaginedNets, networks: _Networks, z: Tensor, eps: Tensor, critics: Tensor, samples: int, horizon: int
+) -> tuple[CReturns, native.Library]:
+    """Return a call with what all imagination needs filled in; it keeps the arguments alive itself."""
+    library = native.library()
+    assert not isinstance(library, str)
+    call, bf16, action_dim, envs = CReturns(), torch.is_autocast_enabled("cpu"), eps.shape[-1], z.shape[0]
+    alive: list[object] = [z, eps, critics]
+    for name, (network, parts, _) in networks.items():
+        members = critics if name == "critics" else all_members(1)
+        packed = network.packed(Facts(members.shape[0], network.groups, network.strided, bf16), z.shape[-1], library.panel)
         setattr(call, name, packed.net)
         net: CNet = getattr(call, name)
-        net.seeds, net.heads, net.rows, net.repeat, net.members = 1, len(members), steps * envs * samples, 1, members.data_ptr()
+        steps = horizon if name in ("dynamics", "reward", "termination") else 1
+        net.seeds, net.heads, net.rows, net.repeat, net.members = 1, members.shape[0], steps * envs * samples, 1, members.data_ptr()
         net.d1, net.d2 = z.shape[-1], action_dim if len(parts) == 2 else 0
-        alive += [packed, members]
-    call.envs, call.samples, call.horizon, call.actions_dim, call.bins = envs, samples, horizon, action_dim, len(nets.support)
-    call.hard, call.threads, call.discount = nets.hard, torch.get_num_threads(), discount
+        alive.append(packed)
+    call.envs, call.samples, call.horizon, call.actions_dim, call.threads = envs, samples, horizon, action_dim, torch.get_num_threads()
     call.log_std_min, call.log_std_max = nets.log_std
-    call.z, call.actions, call.eps, call.support, call.out = (x.data_ptr() for x in (starts, actions, eps, nets.support, out))
-    invoke(library.returns, call)
-    del alive
-    return out
+    call.z, call.eps = z.data_ptr(), eps.data_ptr()
+    call.alive = alive
+    return call, library

@@ -15,11 +15,12 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 MAX_LAYERS = 8
+MAX_GROUPS = 8
 Pointer = ctypes.c_void_p
 
 
@@ -66,6 +67,34 @@ class CTwoHot(ctypes.Structure):
     ]
 
 
+class CGaussian(ctypes.Structure):
+    """``Gaussian`` of ``heads.h``."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "dims", "threads")),
+        *((name, ctypes.c_float) for name in ("log_std_min", "log_std_max")),
+        *((name, Pointer) for name in ("raw", "eps", "action", "mean", "log_std", "log_prob", "scaled")),
+        *((name, Pointer) for name in ("d_action", "d_mean", "d_log_std", "d_log_prob", "d_scaled", "d_raw")),
+    ]
+
+
+class CGroup(ctypes.Structure):
+    """``Group`` of ``adam.h``."""
+
+    _fields_ = [("size", ctypes.c_int64), *((name, Pointer) for name in ("param", "exp_avg", "exp_avg_sq", "grad", "step", "lr"))]
+
+
+class CAdam(ctypes.Structure):
+    """``Adam`` of ``adam.h``."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("groups", "seeds", "threads")),
+        *((name, ctypes.c_double) for name in ("beta1", "beta2", "eps", "clip")),
+        *((name, Pointer) for name in ("skip", "norm", "skipped")),
+        ("group", CGroup * MAX_GROUPS),
+    ]
+
+
 class Library(NamedTuple):
     """The loaded functions, and what the processor can do."""
 
@@ -73,10 +102,14 @@ class Library(NamedTuple):
     backward_rows: Callable[[CNet], int]
     backward_weights: Callable[[CNet], int]
     returns: Callable[[CReturns], int]
+    proposals: Callable[[CReturns], int]
     two_hot_values: Callable[[CTwoHot], None]
     two_hot_values_back: Callable[[CTwoHot], None]
     two_hot_losses: Callable[[CTwoHot], None]
     two_hot_losses_back: Callable[[CTwoHot], None]
+    gaussian: Callable[[CGaussian], None]
+    gaussian_back: Callable[[CGaussian], None]
+    adam: Callable[[CAdam], int]
     panel: int
     tile: int
     bf16: bool
@@ -98,10 +131,14 @@ _FUNCTIONS: dict[str, type[ctypes.Structure]] = {
     "backward_rows": CNet,
     "backward_weights": CNet,
     "returns": CReturns,
+    "proposals": CReturns,
     "two_hot_values": CTwoHot,
     "two_hot_values_back": CTwoHot,
     "two_hot_losses": CTwoHot,
     "two_hot_losses_back": CTwoHot,
+    "gaussian": CGaussian,
+    "gaussian_back": CGaussian,
+    "adam": CAdam,
 }
 
 
@@ -134,19 +171,19 @@ def _load() -> Library:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise Unavailable(str(error)) from error
-    if not hasattr(loaded, "worldmpc_sizes") or loaded.worldmpc_sizes() != ctypes.sizeof(CReturns) + ctypes.sizeof(CTwoHot):
+    if not hasattr(loaded, "worldmpc_sizes") or loaded.worldmpc_sizes() != sum(map(ctypes.sizeof, (CReturns, CTwoHot, CGaussian, CAdam))):
         raise Unavailable("compiled from another version of worldmpc; install worldmpc again")
-    functions = []
+    functions: dict[str, Any] = {}
     for verb, argument in _FUNCTIONS.items():
         function = getattr(loaded, f"worldmpc_{verb}")
-        function.argtypes, function.restype = [ctypes.POINTER(argument)], None if argument is CTwoHot else ctypes.c_int
-        functions.append(function)
+        function.argtypes, function.restype = [ctypes.POINTER(argument)], None if argument in (CTwoHot, CGaussian) else ctypes.c_int
+        functions[verb] = function
     return Library(
-        *functions,
-        int(loaded.worldmpc_panel()),
-        int(loaded.worldmpc_tile()),
-        bool(loaded.worldmpc_bf16()),
-        name,
+        **functions,
+        panel=int(loaded.worldmpc_panel()),
+        tile=int(loaded.worldmpc_tile()),
+        bf16=bool(loaded.worldmpc_bf16()),
+        name=name,
     )
 
 

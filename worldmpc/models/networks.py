@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -100,15 +101,18 @@ def network_of(
     if entry is not None and entry.first is first and scope is not None and entry.scope is scope:
         return entry.network
     params = _parameters(owner, [])
-    if any(part is not None and (is_wrapped(part) or not part.is_contiguous()) for part in params):
-        return Network(layers(), groups, strided)
-    places = [0 if part is None else part.data_ptr() for part in params]
-    if entry is None or places != entry.places or any(now is not then for now, then in zip(params, entry.params, strict=True)):
-        network = Network(layers(), groups, strided, lasting=True)
-    else:
+    if entry is not None and all(map(operator.is_, params, entry.params)) and _places(params) == entry.places:
         network = entry.network
-    _known.networks.setdefault(owner, {})[frozen] = _Entry(first, params, places, network, scope)
+    elif any(part is not None and (is_wrapped(part) or not part.is_contiguous()) for part in params):
+        return Network(layers(), groups, strided)
+    else:
+        network = Network(layers(), groups, strided, lasting=True)
+    _known.networks.setdefault(owner, {})[frozen] = _Entry(first, params, _places(params), network, scope)
     return network
+
+
+def _places(params: Sequence[Tensor | None]) -> list[int]:
+    return [0 if part is None else part.data_ptr() for part in params]
 
 
 def _parameters(module: nn.Module, found: list[Tensor | None]) -> list[Tensor | None]:

@@ -100,9 +100,18 @@ class WorldModel(nn.Module):
 
     def fast_returns(self, z: Tensor, actions: Tensor, discount: float, eps: Tensor, critics: Tensor) -> Tensor | None:
         """Do what :func:`worldmpc.planners.rollout_return` does in one call of the CPU library; None where that cannot do it."""
-        if type(self) is not WorldModel:
+        nets = self._imagined_nets()
+        return None if nets is None else kernels.returns(nets, z, actions, discount, eps, critics)
+
+    def fast_proposals(self, z: Tensor, eps: Tensor) -> Tensor | None:
+        """Do what :func:`worldmpc.planners.propose` does in one call of the CPU library; None where that cannot do it."""
+        nets = self._imagined_nets()
+        return None if nets is None else kernels.proposals(nets, z, eps)
+
+    def _imagined_nets(self) -> kernels.ImaginedNets | None:
+        if type(self) is not WorldModel or torch.compiler.is_compiling():
             return None  # whoever changes a part of the model gets the parts called one by one
-        nets = kernels.ImaginedNets(
+        return kernels.ImaginedNets(
             dynamics=self.dynamics.network(),
             reward=self.reward.network(),
             policy=self.pi.network(),
@@ -112,7 +121,6 @@ class WorldModel(nn.Module):
             log_std=(self.config.log_std_min, self.config.log_std_max),
             hard=self.config.continuation == "hard",
         )
-        return kernels.returns(nets, z, actions, discount, eps, critics)
 
     def cont(self, z: Tensor) -> Tensor:
         """Probability that the episode goes on after reaching a latent (0 or 1 with ``continuation=hard``): [..., Z] -> [...]."""

@@ -58,3 +58,22 @@ def rollout_return(model: Model, z: Tensor, actions: Tensor, discount: float, ep
         value = value + weight * reward
         weight = weight * discount * cont
     return value + weight * model.terminal_value(steps.z[-1], eps, critics)
+
+
+def propose(model: Model, z: Tensor, eps: Tensor) -> Tensor:
+    """Sample sequences of the policy prior: [E, Z], [H, E, P, A] -> [H, E, P, A].
+
+    A model that can do all of it at once offers ``fast_proposals`` itself, which returns None where it cannot.
+    """
+    if eps.shape[2] == 0:
+        return torch.zeros_like(eps)
+    fast = getattr(model, "fast_proposals", None)
+    if fast is not None and (actions := fast(z, eps)) is not None:
+        return actions
+    z = z[:, None].expand(-1, eps.shape[2], -1)
+    sampled = []
+    for index, step_eps in enumerate(eps):
+        sampled.append(model.propose(z, step_eps))
+        if index + 1 < len(eps):
+            z = following(model, z, sampled[-1])
+    return torch.stack(sampled)

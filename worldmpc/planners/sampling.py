@@ -7,7 +7,7 @@ from torch import Tensor
 
 from worldmpc.config import PlannerConfig
 from worldmpc.noise import NoiseSpec
-from worldmpc.planners import following, rollout_return
+from worldmpc.planners import propose, rollout_return
 from worldmpc.types import Model, Noise, PlanResult, PlanState
 
 WORST = -1e30
@@ -66,7 +66,7 @@ class MPPI:
             explore: add exploration noise to the action.
         """
         config = self.config
-        proposals = self._propose(model, z, noise["proposal"])
+        proposals = propose(model, z, noise["proposal"])
         starts = z[:, None].expand(-1, config.num_samples, -1)
         mean = state.mean.transpose(0, 1)  # [H, E, A]
         std = torch.full_like(mean, config.max_std)
@@ -94,15 +94,3 @@ class MPPI:
             state=PlanState(torch.cat((mean[:, 1:], torch.zeros_like(mean[:, :1])), 1)),
             metrics={"plan_std": std[:, 0].mean(), "plan_bad": bad.float().mean()},
         )
-
-    def _propose(self, model: Model, z: Tensor, eps: Tensor) -> Tensor:
-        """Sequences of the policy prior: [E, Z], [H, E, P, A] -> [H, E, P, A]."""
-        if eps.shape[2] == 0:
-            return torch.zeros_like(eps)
-        z = z[:, None].expand(-1, eps.shape[2], -1)
-        actions = []
-        for index, step_eps in enumerate(eps):
-            actions.append(model.propose(z, step_eps))
-            if index + 1 < len(eps):
-                z = following(model, z, actions[-1])
-        return torch.stack(actions)
