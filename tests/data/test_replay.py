@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.data.reference import EXTRAS, Step, Stream, image
 from worldmpc.config import ConfigError
 from worldmpc.data import Replay
+from worldmpc.planners.sampling import PLAN_RECORDS
 from worldmpc.types import Batch, Transition
 
 CASES = st.fixed_dictionaries(
@@ -287,6 +288,12 @@ def test_early_states_are_small_and_memory_is_reported() -> None:
     assert len(replay.state_dict()["obs"]) == 11
     assert replay.num_bytes > 10_001 * (2 + 4) * 4
     assert "1 x 10,001 rows" in replay.describe() and "MB on cpu" in replay.describe()
+
+
+def test_a_million_steps_of_24_dimensions_take_less_than_300_mb() -> None:
+    """With six actions and what a plan leaves; nothing is written, so that nothing of it is really taken here."""
+    replay = Replay(1_000_000, 1, (24,), 6, 3, extras={name: (6,) * rank for name, rank in PLAN_RECORDS.items()})
+    assert 1_000_000 * (24 + 6) * 4 < replay.num_bytes < 300e6
 
 
 def test_gathered_elsewhere() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 import math
 
 import numpy as np
@@ -211,6 +213,32 @@ def test_learns_a_point_mass_in_seconds():
 
 
 @pytest.mark.parametrize("workers", ["sync", "async"])
+class _Memory(ctypes.Structure):
+    """``struct mallinfo2`` of glibc."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "u", "fsmblks", "uordblks", "f", "k")]
+
+
+def test_memory_does_not_grow_with_updates():
+    """Bytes in use, by the C library's own account, tensors included."""
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        pytest.skip("no glibc to ask")
+    mallinfo.restype = _Memory
+    state = make()
+    used = []
+
+    def look(state, metrics):
+        if state.decisions in (200, 500, 800):
+            gc.collect()
+            memory = mallinfo()
+            used.append(memory.uordblks + memory.hblkhd)
+
+    train(state, [look], 800)
+    assert state.updates > 700
+    assert used[2] - used[1] < 50_000
+
+
 def test_overlapped_updates_are_one_decision_behind(workers):
     """The same number of updates; a batch cannot hold the step under way; and bit-equal however it is interrupted."""
     overrides = {"train.overlap": True, "env.workers": workers, "num_envs": 2}
