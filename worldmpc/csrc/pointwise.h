@@ -17,27 +17,6 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 
 static inline vec all(float x) { return x - (vec){0}; }
 
-// The first n of LANES numbers, zeros behind them.
-static inline __attribute__((always_inline)) vec load(const float *x, int64_t n) {
-    if (n == LANES) return *(const vec *)x;
-#ifdef __AVX512F__
-    return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), x);
-#else
-    vec v = {0};
-    memcpy(&v, x, 4 * n);
-    return v;
-#endif
-}
-
-static inline __attribute__((always_inline)) void store(float *x, int64_t n, vec v) {
-    if (n == LANES) *(vec *)x = v;
-#ifdef __AVX512F__
-    else _mm512_mask_storeu_ps(x, (__mmask16)((1u << n) - 1), (__m512)v);
-#else
-    else memcpy(x, &v, 4 * n);
-#endif
-}
-
 static inline float total(vec v) {
 #ifdef __AVX512F__
     return _mm512_reduce_add_ps((__m512)v);

@@ -17,6 +17,27 @@ typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias))
 static inline int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// The first n of LANES numbers, zeros behind them.
+static inline __attribute__((always_inline)) vec load(const float *x, int64_t n) {
+    if (n == LANES) return *(const vec *)x;
+#ifdef __AVX512F__
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), x);
+#else
+    vec v = {0};
+    memcpy(&v, x, 4 * n);
+    return v;
+#endif
+}
+
+static inline __attribute__((always_inline)) void store(float *x, int64_t n, vec v) {
+    if (n == LANES) *(vec *)x = v;
+#ifdef __AVX512F__
+    else _mm512_mask_storeu_ps(x, (__mmask16)((1u << n) - 1), (__m512)v);
+#else
+    else memcpy(x, &v, 4 * n);
+#endif
+}
+
 // c[rows, PANEL] = init + a[rows, k] b[k, PANEL]. Row r of a begins at a + r * across and goes on in steps of `along`.
 static inline __attribute__((always_inline)) void tile(
     const int rows, const float *a, const int64_t across, const int64_t along, const int64_t k, const float *b,
@@ -71,12 +92,7 @@ static void multiply_transposed(int64_t rows, const float *a, int64_t k, const f
 
 // A row of a panel: `columns` values, then zeros.
 static inline void pack_row(const float *from, int64_t columns, float *to) {
-    if (columns == PANEL) {
-        *(vec *)to = *(const vec *)from;
-        *(vec *)(to + LANES) = *(const vec *)(from + LANES);
-        return;
-    }
-    for (int64_t c = 0; c < PANEL; c++) to[c] = c < columns ? from[c] : 0;
+    for (int64_t c = 0; c < PANEL; c += LANES) *(vec *)(to + c) = columns >= c + LANES ? load(from + c, LANES) : columns > c ? load(from + c, columns - c) : (vec){0};
 }
 
 // LANES floats that lie `stride` apart.
@@ -90,15 +106,45 @@ static inline vec gather(const float *from, int64_t stride) {
 #endif
 }
 
+// Rows and columns of a square exchanged, in registers: at distance 1, 2, 4, ... each pair of rows exchanges halves (Eklundh 1972).
+static inline __attribute__((always_inline)) void transpose(vec *rows) {
+    typedef int32_t lanes __attribute__((vector_size(4 * LANES)));
+    lanes index;
+    for (int l = 0; l < LANES; l++) index[l] = l;
+#pragma GCC unroll 4
+    for (int s = 1; s < LANES; s *= 2) {
+        const lanes second = (index & s) != 0;
+        const lanes low = (second & (index + LANES - s)) | (~second & index), high = (second & (index + LANES)) | (~second & (index + s));
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) {
+            if (i & s) continue;
+            const vec a = rows[i], b = rows[i + s];
+            rows[i] = __builtin_shuffle(a, b, low);
+            rows[i + s] = __builtin_shuffle(a, b, high);
+        }
+    }
+}
+
 // Panel of the forward product: packed[k][column] = weight[column][k], zero behind the last column.
 static void pack_panel(const float *weight, int64_t in, int64_t columns, float *packed) {
-    for (int64_t k = 0; k < in; k++, packed += PANEL) {
-        if (columns == PANEL) {
-            *(vec *)packed = gather(weight + k, in);
-            *(vec *)(packed + LANES) = gather(weight + LANES * in + k, in);
-            continue;
+    for (int64_t k = 0; k < in; k += LANES) {
+        const int64_t left = least(in - k, LANES);
+        for (int64_t c = 0; c < PANEL; c += LANES) {
+            vec rows[LANES];
+            if (left == LANES && columns >= c + LANES) {
+#pragma GCC unroll 16
+                for (int r = 0; r < LANES; r++) rows[r] = *(const vec *)(weight + (c + r) * in + k);
+            } else {
+                for (int r = 0; r < LANES; r++) rows[r] = c + r < columns ? load(weight + (c + r) * in + k, left) : (vec){0};
+            }
+            transpose(rows);
+            if (left == LANES) {
+#pragma GCC unroll 16
+                for (int r = 0; r < LANES; r++) *(vec *)(packed + (k + r) * PANEL + c) = rows[r];
+            } else {
+                for (int r = 0; r < left; r++) *(vec *)(packed + (k + r) * PANEL + c) = rows[r];
+            }
         }
-        for (int64_t c = 0; c < PANEL; c++) packed[c] = c < columns ? weight[c * in + k] : 0;
     }
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch import pyfunctorch
+from torch._utils import _unflatten_dense_tensors
 
 from worldmpc.models import native
 from worldmpc.models.native import CNet
@@ -137,10 +138,10 @@ class _Gradients:
     def __init__(self, library: native.Library, net: CNet, rows: int, params: Sequence[Tensor | None], needed: Sequence[bool]) -> None:
         # Zeros, as biases and norms are summed into, and weights of members that are not evaluated stay so; one after the other, as in
         # the optimiser, which then need not collect them.
-        wanted = [param.shape if need and param is not None else None for param, need in zip(params, needed, strict=True)]
-        sizes = [0 if shape is None else shape.numel() for shape in wanted]
-        parts = torch.zeros(sum(sizes), device="cpu", dtype=torch.float32).split(sizes)
-        self.grads = [None if shape is None else part.view(shape) for part, shape in zip(parts, wanted, strict=True)]
+        wanted = [param for param, need in zip(params, needed, strict=True) if need and param is not None]
+        room = torch.zeros(sum(param.numel() for param in wanted), device="cpu", dtype=torch.float32)
+        views = iter(_unflatten_dense_tensors(room, wanted) if wanted else ())
+        self.grads = [next(views) if need and param is not None else None for param, need in zip(params, needed, strict=True)]
         self.weights = any(gradient is not None for gradient in self.grads[::4])
         widths = [-(-layer.out // library.tile) * library.tile for layer in net.layer[: net.layers]]
         pairs = net.seeds * net.heads

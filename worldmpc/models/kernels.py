@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from worldmpc.models import native
-from worldmpc.models.gradients import all_members, evaluate, evaluate_rollout, invoke, mapped, transforms_are_one_vmap
+from worldmpc.models.gradients import all_members, evaluate, evaluate_rollout, invoke, mapped, transforming, transforms_are_one_vmap
 from worldmpc.models.native import CNet, CReturns
 from worldmpc.models.networks import Layer, Network, plain, plain_float, plain_rollout
 from worldmpc.models.packing import Facts
@@ -86,11 +86,7 @@ def _library_for(parts: Sequence[Tensor], network: Network) -> native.Library | 
     for part in parts[1:]:
         if part.shape[:-1] != x.shape[:-1] or not part.numel() or not plain_float(part):
             return None
-    if not network.fits(sum(part.shape[-1] for part in parts)):
-        return None
-    if torch.is_autocast_enabled("cpu") and not (library.bf16 and torch.get_autocast_dtype("cpu") is torch.bfloat16):
-        return None
-    return library
+    return library if network.fits(sum(part.shape[-1] for part in parts)) and _precision_fits(library) else None
 
 
 def library_for(x: Tensor) -> native.Library | None:
@@ -146,12 +142,16 @@ def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps
     """
     if torch.is_grad_enabled() or z.dim() != 3 or actions.dim() != 4 or eps.shape != actions.shape[1:] or not actions.shape[0]:
         return None
-    joint, bins = (z, actions[0]), nets.support.shape[0]
-    networks = {"dynamics": (nets.dynamics, joint, z.shape[-1]), "reward": (nets.reward, joint, bins)}
-    networks |= {"policy": (nets.policy, (z,), 2 * actions.shape[-1]), "critics": (nets.critics, joint, bins)}
+    latent, dim, bins = z.shape[-1], actions.shape[-1], nets.support.shape[0]
+    networks = {
+        "dynamics": (nets.dynamics, latent + dim, latent),
+        "reward": (nets.reward, latent + dim, bins),
+        "policy": (nets.policy, latent, 2 * dim),
+        "critics": (nets.critics, latent + dim, bins),
+    }
     if nets.termination is not None:
-        networks["termination"] = nets.termination, (z,), 1
-    if not _imaginable(networks, z, actions, eps) or not plain_float(nets.support) or not _fit(critics, None, joint, nets.critics):
+        networks["termination"] = nets.termination, latent, 1
+    if not _imaginable(networks, z, actions, eps, nets.support) or not _fit(critics, None, (z,), nets.critics):
         return None
     envs, samples = z.shape[:2]
     starts, actions, eps, critics = z[:, 0].contiguous(), actions.contiguous(), eps.contiguous(), critics.contiguous()
@@ -177,10 +177,8 @@ def proposals(nets: ImaginedNets, z: Tensor, eps: Tensor) -> Tensor | None:
     if torch.is_grad_enabled() or z.dim() != 2 or eps.dim() != 4 or eps.shape[1] != z.shape[0] or not eps.shape[0] or not eps.shape[2]:
         return None
     many = z[:, None].expand(-1, eps.shape[2], -1)
-    networks = {
-        "dynamics": (nets.dynamics, (many, eps[0]), z.shape[-1]),
-        "policy": (nets.policy, (many,), 2 * eps.shape[-1]),
-    }
+    latent, dim = z.shape[-1], eps.shape[-1]
+    networks = {"dynamics": (nets.dynamics, latent + dim, latent), "policy": (nets.policy, latent, 2 * dim)}
     if not _imaginable(networks, many, eps):
         return None
     z, eps = z.contiguous(), eps.contiguous()
@@ -191,17 +189,23 @@ def proposals(nets: ImaginedNets, z: Tensor, eps: Tensor) -> Tensor | None:
     return out
 
 
-_Networks = dict[str, tuple[Network, tuple[Tensor, ...], int]]
-"""Name -> network, input, width of the result."""
+_Networks = dict[str, tuple[Network, int, int]]
+"""Name -> network, widths of its input and of its result."""
 
 
 def _imaginable(networks: _Networks, z: Tensor, *others: Tensor) -> bool:
-    """Return whether the library can imagine with these networks."""
-    for network, parts, width in networks.values():
-        if network.layers[-1][0].shape[-2] != width or _library_for(parts, network) is None:
-            return False
-    first = networks["dynamics"][0].layers[0][0]
-    return not mapped(z, *others, first) and z.stride(1) == 0 and all(map(plain_float, others))
+    """Return whether the library can imagine with these networks from z [E, S, Z], those of an environment being one latent expanded."""
+    library = library_for(z)
+    if library is None or transforming() or not _precision_fits(library) or not all(map(plain_float, others)):
+        return False
+    if not all(network.layers[-1][0].shape[-2] == width and network.fits(inputs) for network, inputs, width in networks.values()):
+        return False
+    return z.stride(1) == 0
+
+
+def _precision_fits(library: native.Library) -> bool:
+    """Return whether the library has the precision that autocast asks for, if any."""
+    return not torch.is_autocast_enabled("cpu") or (library.bf16 and torch.get_autocast_dtype("cpu") is torch.bfloat16)
 
 
 def _imagination(
@@ -212,14 +216,14 @@ def _imagination(
     assert not isinstance(library, str)
     call, bf16, action_dim, envs = CReturns(), torch.is_autocast_enabled("cpu"), eps.shape[-1], z.shape[0]
     alive: list[object] = [z, eps, critics]
-    for name, (network, parts, _) in networks.items():
+    for name, (network, inputs, _) in networks.items():
         members = critics if name == "critics" else all_members(1)
         packed = network.packed(Facts(members.shape[0], network.groups, network.strided, bf16), z.shape[-1], library.panel)
         setattr(call, name, packed.net)
         net: CNet = getattr(call, name)
         steps = horizon if name in ("dynamics", "reward", "termination") else 1
         net.seeds, net.heads, net.rows, net.repeat, net.members = 1, members.shape[0], steps * envs * samples, 1, members.data_ptr()
-        net.d1, net.d2 = z.shape[-1], action_dim if len(parts) == 2 else 0
+        net.d1, net.d2 = z.shape[-1], inputs - z.shape[-1]
         alive.append(packed)
     call.envs, call.samples, call.horizon, call.actions_dim, call.threads = envs, samples, horizon, action_dim, torch.get_num_threads()
     call.log_std_min, call.log_std_max = nets.log_std
