@@ -1,7 +1,7 @@
-"""The learning results of ``results`` and the speeds of ``benchmarks/results`` as markdown tables inside README and docs.
+"""The learning results of ``results`` and the records of ``benchmarks`` as markdown tables inside README and docs.
 
 ``python -m worldmpc.report.tables README.md docs/results.md`` rewrites the blocks between ``<!-- results:begin -->`` and
-``<!-- results:end -->``, and between ``<!-- benchmarks:begin -->`` and ``<!-- benchmarks:end -->``; with ``--check`` it writes
+``<!-- results:end -->``, and likewise ``benchmarks``, ``variants`` and ``precision``; with ``--check`` it writes
 nothing and fails where a block is stale.
 """
 
@@ -18,8 +18,9 @@ from worldmpc.report.benchmarks import Record, Row, Verb, read_records, settings
 from worldmpc.report.compare import MIN_SEEDS, Comparison, compare
 from worldmpc.report.reference import DEFAULT_ALGORITHM
 from worldmpc.report.runs import Run, RunError, is_result_file, load_results
+from worldmpc.report.variants import curves_table, precision_table
 
-BLOCKS = ("results", "benchmarks")
+BLOCKS = ("results", "benchmarks", "variants", "precision")
 """Kinds of marked blocks."""
 _HEADER = ("task", "preset", "seeds", "simulator steps", "return (min..max)", "prior alone", "published (min..max)", "gate", "data")
 
@@ -123,12 +124,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", default=["README.md"], help="markdown files with marked blocks (default README.md)")
     parser.add_argument("--results", default="results", help="folder of result CSVs (default results)")
     parser.add_argument("--benchmarks", default="benchmarks/results", help="folder of benchmark records (default benchmarks/results)")
+    parser.add_argument("--variants", default="benchmarks/curves", help="folder of variants' result CSVs (default %(default)s)")
+    baseline = "results/dmc-cartpole-swingup.csv"
+    parser.add_argument("--baseline", default=baseline, help="result CSV that variants stand beside (default %(default)s)")
+    precision = "benchmarks/results/precision.json"
+    parser.add_argument("--precision", default=precision, help="record of benchmarks.precision (default %(default)s)")
     parser.add_argument("--algorithm", default=DEFAULT_ALGORITHM, help="published curves to compare with (default %(default)s)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a block is stale")
     options = parser.parse_args(argv)
     makers = {
         "results": lambda: results_table(options.results, options.algorithm),
         "benchmarks": lambda: benchmarks_table(options.benchmarks),
+        "variants": lambda: curves_table([options.baseline, *sorted(Path(options.variants).glob("*.csv"))]),
+        "precision": lambda: precision_table(options.precision),
     }
     try:
         needed = {kind for file in options.files for kind in marked_blocks(file)}
