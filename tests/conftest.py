@@ -5,6 +5,7 @@ import os
 import pytest
 
 os.environ.setdefault("MUJOCO_GL", "disabled")
+pytest_plugins = ["tests.libraries"]
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ ORDER = (
     "data",
     "models",
     "functional",
+    "optim",
     "planners",
     "losses",
     "agents",

@@ -16,9 +16,10 @@ from worldmpc.noise import derive_seed
 from worldmpc.runtime import keep_freed_memory, resolve_device
 from worldmpc.training import evaluator
 from worldmpc.training.checkpoint import save_checkpoint
+from worldmpc.training.folder import spec_dict
 from worldmpc.training.logger import RunLogger
 from worldmpc.training.restore import load_agent, trusted_task
-from worldmpc.training.run import MAX_EVAL_ENVS, spec_dict
+from worldmpc.training.run import MAX_EVAL_ENVS
 from worldmpc.training.trainer import Hook, TrainState, make_state
 from worldmpc.training.trainer import train as run_loop
 from worldmpc.types import EnvSpec, Mode

@@ -188,7 +188,7 @@ class GroupOptimizer:
         views = []
         for flat, shapes in zip(flats, self.shapes, strict=True):
             parts = flat.detach().split([shape.numel() for shape in shapes], -1)
-            views += [part.view(*flat.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]
+            views += [part.view((*flat.shape[:-1], *shape)) for part, shape in zip(parts, shapes, strict=True)]
         return views
 
     def _follow(self) -> None:

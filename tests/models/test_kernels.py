@@ -5,7 +5,6 @@ import itertools
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import cache
 from typing import NamedTuple
 
 import pytest
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests.libraries import TORCH, close, loaded, skipping, transposed, use
 from worldmpc.config import ModelConfig
 from worldmpc.models import kernels, native, packing
 from worldmpc.models.networks import Layer, Network, simnorm
@@ -24,99 +24,7 @@ from worldmpc.models.world_model import WorldModel
 from worldmpc.planners import rollout_return
 from worldmpc.types import ModelStep
 
-TORCH = "torch"
 NAMES = ("weight", "bias", "ln_weight", "ln_bias")
-
-
-# Which library --------------------------------------------------------------------------------------------------------------
-
-
-@cache
-def loaded(variant) -> native.Library | str:
-    """One library alone, or why it cannot be had here."""
-    if variant == TORCH:
-        return "left out by the test"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "VARIANTS", {variant: native.VARIANTS[variant]})
-        try:
-            return native._load()
-        except native.Unavailable as reason:
-            return str(reason)
-
-
-def functions_of(library) -> dict:
-    return {name: part for name, part in library._asdict().items() if callable(part)}
-
-
-def use(patch, variant) -> list[str]:
-    """Evaluate networks by one library, whatever their number of rows, or by none; return the list its calls will appear in."""
-    library, calls = loaded(variant), []
-
-    def counted(name, function):
-        return lambda net: calls.append(name) or function(net)
-
-    if not isinstance(library, str):
-        library = library._replace(**{name: counted(name, function) for name, function in functions_of(library).items()})
-    elif variant != TORCH:
-        pytest.skip(f"{variant}: {library}")
-    patch.setattr(native, "library", lambda: library)
-    patch.setattr(kernels, "NATIVE_FROM", 1)
-    return calls
-
-
-@pytest.fixture(params=native.VARIANTS)
-def calls(request, monkeypatch):
-    """Each library in turn, with the calls of it."""
-    return use(monkeypatch, request.param)
-
-
-@pytest.fixture(params=[*native.VARIANTS, TORCH])
-def every(request, monkeypatch):
-    """Each library and PyTorch in turn."""
-    use(monkeypatch, request.param)
-    return request.param
-
-
-@pytest.fixture
-def best(monkeypatch):
-    """The library that is used here, if any, with the calls of it."""
-    library = native.library()
-    return use(monkeypatch, TORCH if isinstance(library, str) else library.name)
-
-
-@pytest.fixture
-def fast(best):
-    """The same where there is one."""
-    if isinstance(native.library(), str):
-        pytest.skip(native.library())
-    return best
-
-
-@pytest.fixture(params=["library", TORCH])
-def either(request, monkeypatch):
-    """The library that is used here and PyTorch in turn, for what does not depend on the processor."""
-    library = native.library()
-    if request.param == TORCH:
-        use(monkeypatch, TORCH)
-    elif isinstance(library, str):
-        pytest.skip(library)
-    else:
-        use(monkeypatch, library.name)
-    return request.param
-
-
-@pytest.fixture
-def refusing(monkeypatch):
-    """A library that must not be called, as it would read memory that is not there."""
-    library = native.library()
-    if isinstance(library, str):
-        return
-
-    def refuse(net):
-        raise AssertionError("the library was called")
-
-    guarded = library._replace(**dict.fromkeys(functions_of(library), refuse))
-    monkeypatch.setattr(native, "library", lambda: guarded)
 
 
 # Networks -------------------------------------------------------------------------------------------------------------------
@@ -230,14 +138,6 @@ def learned(case: Case) -> dict[str, Tensor]:
 def gradients(function, case: Case, grad: Tensor) -> dict[str, Tensor]:
     found = learned(case)
     return dict(zip(found, torch.autograd.grad(function(case), list(found.values()), grad.to(case.parts[0].dtype)), strict=True))
-
-
-def close(found, wanted, tolerance, name="value"):
-    """Equal up to a share of the largest number, or of 1."""
-    wanted = wanted.detach().double()
-    assert found.shape == wanted.shape and found.dtype == torch.float32, name
-    error, scale = (found.double() - wanted).abs().max().item(), max(wanted.abs().max().item(), 1.0)
-    assert error <= tolerance * scale, f"{name}: off by {error:.2g} of {scale:.2g}"
 
 
 def check(case: Case, wanted=".*", tolerance=2e-6):
@@ -410,15 +310,6 @@ def test_expanded_inputs_with_gradients(either):
     close(value, expected, 2e-6)
     grad = torch.randn_like(value)
     close(torch.autograd.grad(value, start, grad)[0], torch.autograd.grad(expected, double.parts[0], grad.double())[0], 4e-6)
-
-
-def skipping(x):
-    """The same numbers at every other place in memory."""
-    return torch.stack((x, torch.full_like(x, 7)), -1)[..., 0]
-
-
-def transposed(x):
-    return x.transpose(0, -1).contiguous().transpose(0, -1)
 
 
 @pytest.mark.parametrize("laid", [skipping, transposed])
@@ -1838,3 +1729,15 @@ def test_returns_that_do_not_fit_are_refused_by_torch(change, either):
     plan = imagined(3, 30, 2)
     with pytest.raises((RuntimeError, IndexError)):
         value_of(change(plan))
+
+
+STARTS = {"more environments": (4, 30), "fewer environments": (2, 30), "one environment": (1, 30), "more samples": (3, 31)}
+
+
+@pytest.mark.parametrize("shape", STARTS.values(), ids=STARTS)
+def test_returns_of_other_starts_than_actions_are_refused_by_torch(shape, either):
+    """The library would read actions that are not there."""
+    plan = imagined(3, 30, 2)
+    starts = torch.randn(shape[0], 1, 24).expand(*shape, -1)
+    with torch.no_grad(), pytest.raises((RuntimeError, IndexError)):
+        rollout_return(plan.model, starts, *plan[2:])

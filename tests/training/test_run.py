@@ -166,10 +166,10 @@ def test_existing_run_is_not_overwritten(tmp_path):
 
 
 def test_two_processes_cannot_share_a_folder(tmp_path):
-    from worldmpc.training.run import _lock
+    from worldmpc.training.folder import lock
 
     (tmp_path / "run").mkdir()
-    with _lock(tmp_path / "run"), pytest.raises(ConfigError, match="another process is writing"):
+    with lock(tmp_path / "run"), pytest.raises(ConfigError, match="another process is writing"):
         run(config(tmp_path / "run"))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worldmpc.models import kernels, native
-from worldmpc.models.gradients import Mapped, differentiate, mapped, with_seeds
+from worldmpc.models.gradients import Mapped, differentiate, mapped, transforming, with_seeds
 from worldmpc.models.networks import plain_float
 from worldmpc.types import PolicySample
 
@@ -52,6 +52,8 @@ def _by_library(raw: Tensor, eps: Tensor, log_std_min: float, log_std_max: float
     """Return the sample by the library of :mod:`worldmpc.models.native`, or None where it cannot do it."""
     dims = eps.shape[-1]
     if raw.shape != (*eps.shape[:-1], 2 * dims) or eps.requires_grad or not plain_float(eps) or kernels.library_for(raw) is None:
+        return None
+    if transforming() and not mapped(raw, eps):
         return None
     rows, noise = raw.reshape(-1, 2 * dims).contiguous(), eps.reshape(-1, dims).contiguous()
     function = _MappedGaussian if mapped(rows, noise) else _Gaussian

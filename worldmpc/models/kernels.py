@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from worldmpc.models import native
 from worldmpc.models.gradients import all_members, evaluate, evaluate_rollout, invoke, mapped, transforming, transforms_are_one_vmap
@@ -50,7 +51,7 @@ def mlp(
     if _library_for(parts, network) is None:
         return plain(parts, network, heads, keep)
     members = all_members(network.members) if heads is None else heads
-    if not _fit(members, keep, parts, network):
+    if not _fit(members, keep, parts, network) or (transforming() and not mapped(*parts, keep, members, *network.params)):
         return plain(parts, network, heads, keep)
     single = network.layers[0][0].dim() == 2
     members, lead = members.contiguous(), parts[0].shape[:-1]
@@ -71,6 +72,8 @@ def rollout(z: Tensor, actions: Tensor, network: Network) -> Tensor:
     fits = network.groups and first.dim() == 2 and network.layers[-1][0].shape[-2] == z.shape[-1]
     if not fits or not len(actions) or actions.requires_grad or _library_for((z, actions[0]), network) is None:
         return plain_rollout(z, actions, network)
+    if transforming() and not mapped(z, actions, *network.params):
+        return plain_rollout(z, actions, network)
     rows = z.reshape(1, -1, z.shape[-1]).contiguous()
     steps = actions.reshape(len(actions), 1, -1, actions.shape[-1]).contiguous()
     facts = Facts(1, network.groups, network.strided, torch.is_autocast_enabled("cpu"))
@@ -90,8 +93,14 @@ def _library_for(parts: Sequence[Tensor], network: Network) -> native.Library | 
 
 
 def library_for(x: Tensor) -> native.Library | None:
-    """Return the library where it is there and pays for the rows of a tensor [..., n]."""
-    if torch.compiler.is_compiling() or not plain_float(x) or x.numel() < NATIVE_FROM * x.shape[-1] or not x.numel():
+    """Return the library where it is there and pays for the rows of a tensor [..., n]; it knows no forward derivatives."""
+    if (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or not plain_float(x)
+        or x.numel() < NATIVE_FROM * x.shape[-1]
+        or not x.numel()
+    ):
         return None
     library = native.library()
     return library if not isinstance(library, str) and transforms_are_one_vmap() else None
@@ -140,7 +149,9 @@ def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps
     Returns:
         [E, S], or None where the library cannot do it.
     """
-    if torch.is_grad_enabled() or z.dim() != 3 or actions.dim() != 4 or eps.shape != actions.shape[1:] or not actions.shape[0]:
+    if torch.is_grad_enabled() or z.dim() != 3 or actions.dim() != 4 or not actions.shape[0]:
+        return None
+    if z.shape[:2] != eps.shape[:2] or eps.shape != actions.shape[1:]:
         return None
     latent, dim, bins = z.shape[-1], actions.shape[-1], nets.support.shape[0]
     networks = {
@@ -200,7 +211,7 @@ def _imaginable(networks: _Networks, z: Tensor, *others: Tensor) -> bool:
         return False
     if not all(network.layers[-1][0].shape[-2] == width and network.fits(inputs) for network, inputs, width in networks.values()):
         return False
-    return z.stride(1) == 0
+    return z.shape[1] == 1 or z.stride(1) == 0
 
 
 def _precision_fits(library: native.Library) -> bool:

@@ -38,6 +38,7 @@ class Network:
         self._fits: dict[int, bool] = {}
         self._packed: dict[tuple[Facts, int], packing.Packed] = {}
         self._scope: object = None
+        self._thread: int | None = None
         self.params = [None if part is None else part.contiguous() for layer in layers for part in layer]
 
     @property
@@ -54,6 +55,10 @@ class Network:
 
     def packed(self, facts: Facts, split: int, panel: int) -> packing.Packed:
         """Return it packed for the library: once in every scope of constant parameters, each time outside of them."""
+        thread = threading.get_ident()
+        self._thread = self._thread or thread
+        if thread != self._thread:  # as a backward pass may be in another one, while this one uses the room
+            return packing.pack(self.params, facts, split, panel)
         scope = packing.current_scope()
         if scope is not self._scope or scope is None:
             self._scope = scope
@@ -76,10 +81,14 @@ class _Known(threading.local):
         self.networks: WeakKeyDictionary[nn.Module, dict[bool, _Entry]] = WeakKeyDictionary()
 
 
+_Place = tuple[int, torch.Size, torch.dtype] | None
+"""Where a contiguous parameter is and what."""
+
+
 class _Entry(NamedTuple):
     first: Tensor
     params: list[Tensor | None]
-    places: list[int]
+    places: list[_Place]
     network: Network
     scope: object
 
@@ -98,21 +107,38 @@ def network_of(
         return Network(layers(), groups, strided)
     scope, entries = packing.current_scope(), _known.networks.get(owner)
     entry = None if entries is None else entries.get(frozen)
+    if entry is not None and (entry.network.groups, entry.network.strided) != (groups, strided):
+        entry = None
     if entry is not None and entry.first is first and scope is not None and entry.scope is scope:
         return entry.network
     params = _parameters(owner, [])
-    if entry is not None and all(map(operator.is_, params, entry.params)) and _places(params) == entry.places:
-        network = entry.network
-    elif any(part is not None and (is_wrapped(part) or not part.is_contiguous()) for part in params):
+    known = entry is not None and len(params) == len(entry.params) and all(map(operator.is_, params, entry.params))
+    if not known and any(part is not None and is_wrapped(part) for part in params):
         return Network(layers(), groups, strided)
+    places = _places(params)
+    if places is None:
+        return Network(layers(), groups, strided)
+    if entry is not None and known and places == entry.places:
+        network = entry.network
     else:
-        network = Network(layers(), groups, strided, lasting=True)
-    _known.networks.setdefault(owner, {})[frozen] = _Entry(first, params, _places(params), network, scope)
+        now = layers()
+        # Weights that are computed from parameters have to be computed anew each time.
+        own = {place[0] for place in places if place is not None}
+        if any(part is not None and part.data_ptr() not in own for layer in now for part in layer):
+            return Network(now, groups, strided)
+        network = Network(now, groups, strided, lasting=True)
+    _known.networks.setdefault(owner, {})[frozen] = _Entry(first, params, places, network, scope)
     return network
 
 
-def _places(params: Sequence[Tensor | None]) -> list[int]:
-    return [0 if part is None else part.data_ptr() for part in params]
+def _places(params: Sequence[Tensor | None]) -> list[_Place] | None:
+    """Return where parameters are, or None where one is not contiguous."""
+    found: list[_Place] = []
+    for part in params:
+        if part is not None and not part.is_contiguous():
+            return None
+        found.append(None if part is None else (part.data_ptr(), part.shape, part.dtype))
+    return found
 
 
 def _parameters(module: nn.Module, found: list[Tensor | None]) -> list[Tensor | None]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmpc.models import kernels, native
-from worldmpc.models.gradients import Mapped, differentiate, mapped, with_seeds
+from worldmpc.models.gradients import Mapped, differentiate, mapped, transforming, with_seeds
 from worldmpc.models.networks import plain_float
 
 
@@ -49,7 +49,7 @@ class TwoHot(nn.Module):
 
     def decode(self, logits: Tensor) -> Tensor:
         """symexp of the expected bin: [..., K] -> [...]."""
-        if logits.shape[-1] != self.num_bins or kernels.library_for(logits) is None or mapped(self.bins):
+        if not self._can(logits) or mapped(self.bins):
             return self.plain_decode(logits)
         rows = logits.reshape(-1, self.num_bins).contiguous()
         if mapped(rows):
@@ -62,15 +62,24 @@ class TwoHot(nn.Module):
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy of logits [..., K] against the two-hot distribution of scalars [...] -> [...]."""
-        if logits.shape[-1] != self.num_bins or kernels.library_for(logits) is None or not plain_float(x) or x.requires_grad:
+        if not self._can(logits, x) or not plain_float(x) or x.requires_grad:
             return self.plain_loss(logits, x)
         rows = logits.reshape(-1, self.num_bins).contiguous()
         scalars = x.expand(logits.shape[:-1]).reshape(-1).contiguous()
+        if scalars.is_inference():
+            scalars = scalars.clone()  # which may be saved for a backward pass
         if mapped(rows, scalars):
             losses: Tensor = _MappedLosses.apply(rows, scalars, self)  # type: ignore[assignment]
         else:
             losses = _Losses.apply(rows, scalars, self)  # type: ignore[assignment]
         return losses.view(logits.shape[:-1])
+
+    def _can(self, *inputs: Tensor) -> bool:
+        """Return whether the library can do it for logits, the first of the inputs."""
+        logits = inputs[0]
+        if logits.shape[-1] != self.num_bins or not plain_float(self.bins) or kernels.library_for(logits) is None:
+            return False
+        return not transforming() or mapped(*inputs)
 
     def plain_decode(self, logits: Tensor) -> Tensor:
         """Do what :meth:`decode` does by PyTorch's functions."""

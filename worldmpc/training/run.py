@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import io
-import json
 import math
 import os
 import shutil
 import signal
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -27,22 +24,18 @@ from worldmpc.envs import EnvError, Task, VecEnv, canonical_task, make_envs
 from worldmpc.models import native
 from worldmpc.noise import derive_seed
 from worldmpc.report.curves import plot_curves
-from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.report.runs import load_run
 from worldmpc.report.video import write_video
 from worldmpc.runtime import keep_compiled_code, keep_freed_memory, resolve_device, set_threads, suggested_threads
-from worldmpc.training.checkpoint import CheckpointStore, check_same_architecture, load_checkpoint
+from worldmpc.training.checkpoint import CheckpointStore
 from worldmpc.training.evaluator import evaluate
+from worldmpc.training.folder import choose_folder, lock, restore, write_meta
 from worldmpc.training.hooks import CheckpointHook, EvalHook, LogHook
 from worldmpc.training.logger import RunLogger, Throughput
 from worldmpc.training.trainer import DivergenceError, Solo, TrainState, make_state, train_together
 from worldmpc.types import EnvSpec
 
 MAX_EVAL_ENVS = 10
-FREE = ("steps", "eval_freq", "device", "threads", "compile", "cuda_graph", "seeds", "log", "checkpoint", "eval")
-"""Keys and groups that may change while ``resume=auto`` still takes a run for the same one."""
-FIXED = ("task", "agent", "env", "model", "planner.horizon", "planner.mpc", "replay.capacity")
-"""Keys and groups that no resumed run may change, because its past would no longer mean the same."""
 
 
 class RunResult(NamedTuple):
@@ -144,7 +137,7 @@ class _Run:
             config = dataclasses.replace(config, task=envs.spec.name)
         eval_envs = stack.enter_context(_eval_envs(task, config, envs.spec))
         self.folder, self.checkpoint = choose_folder(config)
-        stack.enter_context(_lock(self.folder))
+        stack.enter_context(lock(self.folder))
         self.config, self.task = config, task
         self.total = math.ceil(config.steps / envs.spec.action_repeat)
         random_decisions = seed_decisions(config, envs.spec.episode_length)
@@ -159,8 +152,8 @@ class _Run:
     def restore(self) -> None:
         """Load the checkpoint, if there is one, and set up what is done after every step."""
         config, state = self.config, self.state
-        tree = _restore(state, self.checkpoint, self.logger, config)
-        meta = _write_meta(self.folder, config, state.envs, self.checkpoint)
+        tree = restore(state, self.checkpoint, self.logger, config)
+        meta = write_meta(self.folder, config, state.envs, self.checkpoint)
         earlier = 0.0 if tree is None else float(tree["loop"]["seconds"])
         self.throughput = Throughput(earlier=earlier, decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
         self.evaluation = EvalHook(
@@ -224,165 +217,12 @@ def _bring_together(runs: Sequence[_Run]) -> None:
         one.restore()
 
 
-def choose_folder(config: RunConfig) -> tuple[Path, Path | None]:
-    """Return the folder of the run, created, and the checkpoint to resume from, if any.
-
-    Raises:
-        ConfigError: ``run_dir`` holds another run, or ``resume`` names nothing that can be resumed.
-    """
-    if config.resume not in ("never", "auto"):
-        path = Path(config.resume)
-        holds_run = (path / "checkpoints").is_dir()
-        if not holds_run and (not (path / "meta.json").is_file() or path.parent.name != "checkpoints"):
-            raise ConfigError(f"resume: expected never, auto, a run folder or a checkpoint folder, got '{config.resume}'")
-        if config.run_dir is not None and Path(config.run_dir) not in (path, path.parent.parent):
-            raise ConfigError(f"run_dir: a resumed run goes on in its own folder; leave run_dir out, or copy {path} there first")
-        if holds_run:
-            newest = CheckpointStore(path / "checkpoints", keep=config.checkpoint.keep).newest_valid()
-            if newest is None:
-                raise ConfigError(f"resume: no usable checkpoint in {path / 'checkpoints'}")
-            return path, newest
-        return path.parent.parent, path
-    base = Path(config.run_dir) if config.run_dir else default_folder(config)
-    candidates = [base] if config.run_dir else [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 10_000))]
-    taken = candidates[: _first_free(candidates)]
-    if config.resume == "auto":
-        for path in taken if config.run_dir else []:
-            different = _differences(path, config)
-            if different:
-                raise ConfigError(
-                    f"resume: {path} holds a run with another {', '.join(different)}; choose another run_dir, or resume={path}"
-                )
-        same = [path for path in taken if not _differences(path, config)]
-        for path in reversed(same):
-            newest = CheckpointStore(path / "checkpoints", keep=config.checkpoint.keep).newest_valid()
-            if newest is not None:
-                return path, newest
-        damaged = next((path for path in same if CheckpointStore(path / "checkpoints", keep=config.checkpoint.keep).all()), None)
-        if damaged is not None:
-            raise ConfigError(f"resume: no intact checkpoint in {damaged / 'checkpoints'}; choose another run_dir to begin anew")
-        # Killed before its first checkpoint: begin again in the same place.
-        folder = same[-1] if same else candidates[_first_free(candidates)]
-    elif taken and config.run_dir:
-        raise ConfigError(f"run_dir: {base} already holds a run; go on with resume=auto, or choose another run_dir")
-    else:
-        folder = candidates[_first_free(candidates)]
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder, None
-
-
-def _differences(folder: Path, config: RunConfig) -> list[str]:
-    """Return the keys, other than those of :data:`FREE`, in which a folder's run differs from a configuration."""
-    file = folder / "config.json"
-    if not file.exists():
-        return []
-    changes = _config_changes(json.loads(file.read_text()), config.to_dict())
-    return [name for name, _, _ in changes if name.split(".")[0] not in FREE]
-
-
-def default_folder(config: RunConfig) -> Path:
-    """Return runs/<task>/<agent>-<preset>-seed<seed>."""
-    slug = config.task.replace("/", "-").replace(":", "-")
-    return Path("runs") / slug / f"{config.agent}-{config.preset}-seed{config.seed}"
-
-
-def _first_free(candidates: list[Path]) -> int:
-    return next((index for index, path in enumerate(candidates) if not _holds_run(path)), len(candidates))
-
-
-def _holds_run(path: Path) -> bool:
-    return (path / "config.json").exists() or (path / "checkpoints").exists()
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"run_dir: another process is writing to {folder}; choose another run_dir or wait") from error
-        yield
-
-
 def _eval_envs(task: Task, config: RunConfig, spec: EnvSpec) -> VecEnv:
     if not isinstance(task, str) and not callable(task):
         raise ConfigError("task: training evaluates on environments of its own; pass a function that makes the environment")
     number = config.eval.episodes if spec.episode_length is None else min(config.eval.episodes, MAX_EVAL_ENVS)
     eval_config: EnvConfig = dataclasses.replace(config.env, num_envs=number, workers="sync", num_workers=None)
     return make_envs(task, eval_config, seed=derive_seed(config.seed, "eval") % 2**31)
-
-
-def _restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, config: RunConfig) -> dict[str, Any] | None:
-    """Load the checkpoint, drop what was logged after it, and return its tree."""
-    if checkpoint is None:
-        logger.truncate(-1)
-        return None
-    tree, meta = load_checkpoint(checkpoint)
-    check_same_architecture(state.agent.model.state_dict(), tree["agent"]["model"])
-    for name, before, now in _config_changes(meta["config"], config.to_dict()):
-        if name in FIXED or name.split(".")[0] in FIXED:
-            raise ConfigError(f"resume: {checkpoint} was made with {name}={before}, which cannot become {now}; begin a new run")
-        logger.message(f"resume: {name} was {before!r}, is now {now!r}")
-    if meta["spec"] != spec_dict(state.envs.spec):
-        raise ConfigError(f"resume: {checkpoint} was made with another environment: {meta['spec']}, now {spec_dict(state.envs.spec)}")
-    if "replay" not in tree:
-        logger.message(
-            f"resume: the checkpoint has no replay (checkpoint.replay=false): acting for {state.source.seed_decisions:,} decisions "
-            f"before the next update"
-        )
-    try:
-        state.load_state_dict(tree)
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"resume: {checkpoint} does not fit this configuration: {reason[:400]}") from error
-    # Where the hooks of the saved step are still to be done, what they wrote about it is theirs to write again.
-    logger.truncate(state.decisions if state.settled else state.decisions - 1)
-    return tree
-
-
-def _config_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (dotted key, before, now) of everything that differs, apart from where a run is and how it was begun."""
-    for name, value in new.items():
-        before = old.get(name)
-        if isinstance(value, Mapping) and isinstance(before, Mapping):
-            yield from _config_changes(before, value, f"{prefix}{name}.")
-        elif before != value and f"{prefix}{name}" not in ("resume", "run_dir"):
-            yield f"{prefix}{name}", before, value
-
-
-def spec_dict(spec: EnvSpec) -> dict[str, Any]:
-    """Return a spec as plain data, for ``meta.json``."""
-    return {
-        "name": spec.name,
-        "obs_shape": list(spec.obs_shape),
-        "action_dim": spec.action_dim,
-        "episode_length": spec.episode_length,
-        "action_repeat": spec.action_repeat,
-        "can_terminate": spec.can_terminate,
-    }
-
-
-def _write_meta(folder: Path, config: RunConfig, envs: VecEnv, checkpoint: Path | None) -> dict[str, Any]:
-    meta = {
-        "command": command_line(),
-        "commit": git_commit(),
-        "machine": machine_info(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "spec": spec_dict(envs.spec),
-    }
-    if checkpoint is not None and (folder / "meta.json").exists():
-        first = json.loads((folder / "meta.json").read_text())
-        meta = first | {"resumed": [*first.get("resumed", []), {name: meta[name] for name in ("command", "commit", "machine", "started")}]}
-    _write_json(folder / "meta.json", meta)
-    _write_json(folder / "config.json", config.to_dict())
-    return {"config": config.to_dict(), "spec": meta["spec"]}
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(data, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, total: int, folder: Path, checkpoint: Path | None) -> None:
