@@ -306,3 +306,27 @@ def test_mistakes_are_one_line_before_measuring(
     assert main(["bench", *words, "json=b.json"]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1 and message in err and not Path("b.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cuda_graph=true"], "cuda_graph: needs device=cuda, this run is on cpu; leave it out"),
+        (["json=FOLDER"], "json: cannot write FOLDER (Is a directory); choose another file"),
+        (["json=FOLDER/file/x.json"], "json: cannot write FOLDER/file/x.json"),
+    ],
+)
+def test_what_cannot_work_is_said_before_measuring(words, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("worldmpc.bench.bench", lambda *args, **kwargs: pytest.fail("measured"))
+    assert main(["bench", "preset=debug", *(word.replace("FOLDER", str(tmp_path)) for word in words)]) == 2
+    assert message.replace("FOLDER", str(tmp_path)) in capsys.readouterr().err
+
+
+def test_a_record_that_was_not_written_leaves_no_file(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("worldmpc.bench.bench", broken)
+    assert main(["bench", "preset=debug", f"json={tmp_path / 'new' / 'record.json'}"]) != 0
+    assert list((tmp_path / "new").iterdir()) == []

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from worldmpc.config import ConfigError
+
 TreeT = TypeVar("TreeT")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -75,7 +77,7 @@ class Captured:
     captured, and from there on only replayed: it may change tensors in place, but no other state. Results are copies.
 
     Raises:
-        RuntimeError: arguments of other shapes than the first ones.
+        ConfigError: arguments of other shapes than the first ones.
     """
 
     WARM_UP = 3
@@ -95,7 +97,9 @@ class Captured:
         if not self._calls:
             self._shapes = shapes
         elif shapes != self._shapes:
-            raise RuntimeError(f"cuda_graph: the shapes changed from {self._shapes} to {shapes}; a captured graph has fixed ones")
+            raise ConfigError(
+                f"cuda_graph: the shapes changed from {self._shapes} to {shapes}; a captured graph has fixed ones; use cuda_graph=false"
+            )
         self._calls += 1
         if self._calls <= self.WARM_UP:
             return self._warm_up(args)
@@ -127,7 +131,7 @@ class CapturedByShape:
     """:class:`Captured` for a few sets of shapes, as training and evaluation have different numbers of environments.
 
     Raises:
-        RuntimeError: more than :attr:`MOST` different sets of shapes.
+        ConfigError: more than :attr:`MOST` different sets of shapes.
     """
 
     MOST = 8
@@ -141,6 +145,6 @@ class CapturedByShape:
         key = tuple(tensor.shape for tensor in tree_tensors(args))
         if key not in self._graphs:
             if len(self._graphs) == self.MOST:
-                raise RuntimeError(f"cuda_graph: more than {self.MOST} different shapes; use cuda_graph=false where they change")
+                raise ConfigError(f"cuda_graph: more than {self.MOST} different shapes; use cuda_graph=false where they change")
             self._graphs[key] = Captured(self._function)
         return self._graphs[key](*args)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shutil
 import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worldmpc.config import RunConfig
 
 DEVICES = re.compile(r"cpu|mps|cuda(:[0-9]+)?")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -26,6 +31,29 @@ def keep_freed_memory() -> bool:
         return False
     settings = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 1 << 30, _M_TOP_PAD: 64 << 20}  # bytes
     return all(mallopt(name, value) for name, value in settings.items())
+
+
+def check_modes(config: RunConfig, device: str) -> None:
+    """Refuse fast modes that this machine does not have, naming the slower one that works.
+
+    Raises:
+        ConfigError: compile without a C++ compiler, CUDA graphs without CUDA, bf16 where PyTorch cannot.
+    """
+    import torch
+
+    from worldmpc.config import ConfigError, lookup
+
+    kind = torch.device(device).type
+    if config.cuda_graph and kind != "cuda":
+        raise ConfigError(f"cuda_graph: needs device=cuda, this run is on {kind}; leave it out")
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch.compile chooses
+    if config.compile and kind == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(f"compile: needs a C++ compiler, and {compiler} was not found; leave it out, or install one")
+    for key in ("planner.precision", "train.precision"):
+        if lookup(config, key) == "bf16" and kind == "mps":
+            raise ConfigError(f"{key}: bf16 is not supported on {kind}; use fp32")
+        if lookup(config, key) == "bf16" and kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ConfigError(f"{key}: this GPU has no bfloat16 arithmetic; use fp32")
 
 
 def keep_compiled_code() -> None:

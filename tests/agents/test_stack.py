@@ -10,6 +10,7 @@ from tests.agents.test_tdmpc2 import SPEC, make, make_batch
 from tests.trees import leaves
 from worldmpc import functional
 from worldmpc.agents.stack import Stack
+from worldmpc.config import ConfigError
 from worldmpc.models import kernels
 from worldmpc.types import EnvSpec
 
@@ -169,7 +170,7 @@ def test_captured_update_and_plan_equal_plain_ones(monkeypatch):
         carries = [output.carry for output in outputs]
     # A graph writes where it was captured: every parameter is still in its place.
     assert places == state_places()
-    with pytest.raises(RuntimeError, match="shapes changed"):
+    with pytest.raises(ConfigError, match="shapes changed"):
         captured.update(make_batch(size=4))
 
 

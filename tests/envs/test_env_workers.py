@@ -436,11 +436,14 @@ def test_workers_end_though_later_ones_hold_their_pipes() -> None:
         assert [process.exitcode for process in running] == [0, 0]
 
 
-def test_workers_end_with_their_owner(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["'toy/balance'", "Hangs"])
+def test_workers_end_with_their_owner(task: str, tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys, torch\nfrom worldmpc.config import EnvConfig\nfrom worldmpc.envs import make_envs\n"
-        "one, two = (make_envs('toy/balance', EnvConfig(num_envs=4, workers='async', num_workers=2)) for _ in range(2))\n"
+        "import os, signal, sys, time, torch\nfrom worldmpc.config import EnvConfig\nfrom worldmpc.envs import make_envs\n"
+        "from worldmpc.envs.toy import Balance\nclass Hangs(Balance):\n    def step(self, action): time.sleep(1000)\n"
+        f"one, two = (make_envs({task}, EnvConfig(num_envs=4, workers='async', num_workers=2)) for _ in range(2))\n"
         "one.reset(), two.reset(), one.step_async(torch.zeros(4, 1))\n"
+        "time.sleep(0.5)\n"
         "open(sys.argv[1], 'w').write(' '.join(str(process.pid) for envs in (one, two) for process in envs._env.processes))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -422,3 +422,18 @@ def test_bins_of_another_precision_are_left_to_torch(refusing):
     value = double(TwoHot(33)).decode(logits)
     assert value.dtype == torch.float64
     assert_close(value.float(), TwoHot(33).plain_decode(logits), rtol=1e-4, atol=1e-4)
+
+
+def test_logits_far_from_zero_keep_their_digits(every):
+    """A softmax does not change when all logits grow by as much."""
+    near = torch.linspace(-3, 3, 101).expand(9, -1).contiguous()
+    x = torch.linspace(-50, 50, 9)
+    far = near + 2.0**17  # a multiple of the spacing of floats there is added, and the logits below are those that are left
+    near = far - 2.0**17
+    head, found = TwoHot(), []
+    for logits in (near, far):
+        leaf = logits.clone().requires_grad_()
+        losses, values = head.loss(leaf, x), head.decode(leaf)
+        found.append((losses, values, *torch.autograd.grad(losses.sum() + values.sum(), leaf)))
+    for one, other in zip(*found, strict=True):
+        assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from worldmpc.config import ConfigError, ModelConfig
-from worldmpc.models import kernels
+from worldmpc.models import kernels, native
+from worldmpc.models.nets import MLP
+from worldmpc.models.two_hot import TwoHot
 from worldmpc.models.world_model import WorldModel
-from worldmpc.planners import rollout
+from worldmpc.planners import rollout, rollout_return
 from worldmpc.types import Model, ModelStep
 
 SMALL = ModelConfig(enc_dim=16, mlp_dim=16, latent_dim=16, num_enc_layers=2, num_q=3)
@@ -120,3 +123,72 @@ def test_widths_must_fit():
 
 def test_model_step_is_what_planners_expect():
     assert ModelStep._fields == ("z", "reward", "cont")
+
+
+class _Half(nn.Module):
+    """A reward network of one's own."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.inner = network
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        return 0.5 * self.inner(*parts)
+
+
+class _Shifted(MLP):
+    def forward(self, *parts: Tensor) -> Tensor:
+        return super().forward(*parts) + torch.arange(101.0) / 50
+
+
+class _Doubled(TwoHot):
+    def decode(self, logits: Tensor) -> Tensor:
+        return 2 * super().decode(logits)
+
+
+def _replace_next(model: WorldModel) -> None:
+    model.next = lambda z, action: model.dynamics(z, -action)
+
+
+CHANGES = {
+    "hook": lambda model: model.reward.register_forward_hook(lambda module, args, out: out + torch.arange(101.0) / 50),
+    "pre-hook": lambda model: model.q.register_forward_pre_hook(lambda module, args: (args[0] * 0.5, *args[1:])),
+    "class": lambda model: setattr(model.reward, "__class__", _Shifted),
+    "method": lambda model: setattr(model.reward, "forward", lambda *parts: torch.zeros(*parts[0].shape[:-1], 101)),
+    "own module": lambda model: setattr(model, "reward", _Half(model.reward)),
+    "decoding": lambda model: setattr(model.two_hot, "__class__", _Doubled),
+    "method of the model": _replace_next,
+}
+
+
+@pytest.mark.parametrize("change", [None, *CHANGES])
+def test_a_changed_part_is_what_plans(change, monkeypatch):
+    """Whole returns in one call of the library are for the model as it is; whatever is changed in it counts."""
+    model = WorldModel(ModelConfig(size="cpu"), 5, 2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(parameter.numel()))
+    z, actions, eps = model.encode(torch.randn(1, 5))[:, None].expand(-1, 16, -1), torch.rand(3, 1, 16, 2), torch.randn(1, 16, 2)
+
+    def value() -> Tensor:
+        with torch.no_grad():
+            return rollout_return(model, z, actions, 0.99, eps, torch.tensor([0, 1]))
+
+    before = value()
+    if change:
+        CHANGES[change](model)
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "library", lambda: "left out")
+        expected = value()
+    assert_close(value(), expected, rtol=1e-5, atol=1e-5)
+    assert bool((expected - before).abs().max() > 1e-3) == bool(change)
+
+
+def test_imagining_follows_a_changed_step():
+    model, z, actions = WorldModel(ModelConfig(size="cpu"), 5, 2), torch.rand(16, 64), torch.rand(3, 16, 2)
+    expected = model.imagine(z, -actions)
+    _replace_next(model)
+    assert_close(model.imagine(z, actions), expected)
+    hooked = WorldModel(ModelConfig(size="cpu"), 5, 2)
+    hooked.dynamics.register_forward_pre_hook(lambda module, args: (args[0], -args[1]))
+    assert_close(hooked.imagine(z, actions), expected)

@@ -365,9 +365,76 @@ def test_seeds_go_on_together_from_the_last_common_checkpoint(tmp_path):
     whole = run_seeds(config(tmp_path / "whole", seeds=(1, 2), **{"checkpoint.every": 40}))
     for one, two in zip(second, whole, strict=True):
         assert_same_end(one.run_dir, two.run_dir)
-    shutil.rmtree(second[1].run_dir)
-    with pytest.raises(ConfigError, match="no checkpoint of the same step.*each seed alone"):
-        run_seeds(config(tmp_path / "both", seeds=(1, 2), resume="auto", steps=160))
+
+
+def test_a_damaged_checkpoint_of_one_seed_takes_all_to_the_one_before(tmp_path, capsys):
+    fine = {"checkpoint.every": 40}
+    whole = run_seeds(config(tmp_path / "both", seeds=(1, 2), **fine))
+    file = whole[0].run_dir / "checkpoints" / "step_000000120" / "agent.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    for name in ("best", "last"):  # whatever else points at the same step
+        shutil.rmtree(whole[0].run_dir / "checkpoints" / name, ignore_errors=True)
+    with pytest.warns(UserWarning, match="trying the one before"):
+        again = run_seeds(config(tmp_path / "both", seeds=(1, 2), resume="auto", **fine))
+    assert all(result.finished and result.env_steps == 120 for result in again)
+
+
+def test_seeds_that_are_added_or_lost_catch_up_alone(tmp_path, capsys):
+    first = run_seeds(config(tmp_path / "many", seeds=(1, 2)))
+    shutil.rmtree(first[1].run_dir)
+    results = run_seeds(config(tmp_path / "many", seeds=(1, 2, 3), resume="auto", steps=160))
+    assert [(result.run_dir.name, result.env_steps, result.finished) for result in results] == [
+        (f"seed{seed}", 160, True) for seed in (1, 2, 3)
+    ]
+    assert "seed 3 catches up alone from 0 simulator steps" in " ".join(capsys.readouterr().out.split())
+    solo = run(config(tmp_path / "solo", seed=3))
+    assert evaluations(results[2].run_dir)[0]["return_mean"] == evaluations(solo.run_dir)[0]["return_mean"]
+
+
+class _Fails(PointMass):
+    """Raises at its n-th step, in the seeds of one run after the other."""
+
+    made: list[int] = []
+    at: dict[int, int] = {}
+
+    def __init__(self):
+        super().__init__()
+        self._number, self._steps = len(_Fails.made), 0
+        _Fails.made.append(self._number)
+
+    def step(self, action):
+        self._steps += 1
+        if self._steps == _Fails.at.get(self._number):
+            raise RuntimeError("broken joint")
+        return super().step(action)
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_an_environment_that_fails_costs_no_other_seed_its_state(tmp_path, monkeypatch, who):
+    """Environments are made in the order of the seeds, each followed by those of its evaluation."""
+    monkeypatch.setattr(_Fails, "made", [])
+    count = {"eval.episodes": 2, "checkpoint.every": 1000}
+    training = [0, 3][who]
+    monkeypatch.setattr(_Fails, "at", {training: 95})
+    with pytest.raises(EnvError, match=rf"^seed {who + 1}: .*broken joint.*\[saved at"):
+        run_seeds(config(tmp_path / "both", seeds=(1, 2), **count), task=_Fails)
+    saved = [CheckpointStore(tmp_path / "both" / f"seed{seed}" / "checkpoints", keep=9).newest_valid() for seed in (1, 2)]
+    expected = ["step_000000095", "step_000000095"]
+    expected[who] = "step_000000094"
+    assert [path.name for path in saved] == expected
+    monkeypatch.setattr(_Fails, "at", {})
+    results = run_seeds(config(tmp_path / "both", seeds=(1, 2), resume="auto", **count), task=_Fails)
+    assert all(result.finished and result.env_steps == 120 for result in results)
+
+
+def test_an_evaluation_that_fails_in_the_end_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(_Fails, "made", [])
+    monkeypatch.setattr(_Fails, "at", {1: 60})  # in the second evaluation of seed 1; one takes 20 steps without planning and 20 with it
+    options = {"eval.episodes": 2, "checkpoint.every": 1000, "eval_freq": 1000, "env.episode_length": 20}
+    with pytest.raises(EnvError, match=r"broken joint.*\[saved at 120"):
+        run_seeds(config(tmp_path / "both", seeds=(1, 2), **options), task=_Fails)
+    for seed in (1, 2):
+        assert CheckpointStore(tmp_path / "both" / f"seed{seed}" / "checkpoints", keep=9).newest_valid().name == "step_000000120"
 
 
 def test_seeds_name_who_diverged(tmp_path):

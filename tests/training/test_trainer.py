@@ -212,7 +212,6 @@ def test_learns_a_point_mass_in_seconds():
     assert evaluate(state.agent, eval_envs, 5, mode="prior").mean_return > PointMass.RANDOM_RETURN + 5  # it lags far behind the planner
 
 
-@pytest.mark.parametrize("workers", ["sync", "async"])
 class _Memory(ctypes.Structure):
     """``struct mallinfo2`` of glibc."""
 
@@ -239,6 +238,7 @@ def test_memory_does_not_grow_with_updates():
     assert used[2] - used[1] < 50_000
 
 
+@pytest.mark.parametrize("workers", ["sync", "async"])
 def test_overlapped_updates_are_one_decision_behind(workers):
     """The same number of updates; a batch cannot hold the step under way; and bit-equal however it is interrupted."""
     overrides = {"train.overlap": True, "env.workers": workers, "num_envs": 2}

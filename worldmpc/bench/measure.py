@@ -23,7 +23,7 @@ from worldmpc.config import ConfigError, RunConfig, resolve_model
 from worldmpc.envs import canonical_task, make_envs
 from worldmpc.report.benchmarks import SCHEMA
 from worldmpc.report.provenance import command_line, git_commit, machine_info
-from worldmpc.runtime import keep_freed_memory, resolve_device, set_threads, suggested_threads
+from worldmpc.runtime import check_modes, keep_compiled_code, keep_freed_memory, resolve_device, set_threads, suggested_threads
 from worldmpc.training.trainer import Solo, Team, collect_together, learn_together, make_state
 from worldmpc.types import Batch, EnvSpec
 
@@ -49,14 +49,14 @@ def check(config: RunConfig, *, obs_dim: int, action_dim: int, repeats: int, sec
     """Check what can be said about the arguments of :func:`bench` without measuring.
 
     Raises:
-        ConfigError: a device that cannot be used, an unknown task, or an argument out of range.
+        ConfigError: a device or mode that cannot be used, an unknown task, or an argument out of range.
     """
     for name, value in (("obs_dim", obs_dim), ("action_dim", action_dim), ("repeats", repeats)):
         if value < 1:
             raise ConfigError(f"{name}: expected at least 1, got {value}")
     if not 0 <= seconds < float("inf"):
         raise ConfigError(f"seconds: expected a finite number, 0 or more, got {seconds}")
-    resolve_device(config.device)
+    check_modes(config, resolve_device(config.device))
     if seconds:
         canonical_task(config.task)
 
@@ -83,6 +83,8 @@ def bench(config: RunConfig, *, obs_dim: int = 24, action_dim: int = 6, repeats:
     """
     check(config, obs_dim=obs_dim, action_dim=action_dim, repeats=repeats, seconds=seconds)
     keep_freed_memory()
+    if config.compile:
+        keep_compiled_code()
     set_threads(config.threads or suggested_threads(resolve_model(config.model).mlp_dim))
     device = torch.device(resolve_device(config.device))
     _forget_earlier(config, device)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from worldmpc import bench as measuring
 from worldmpc.cli.errors import describe_error
-from worldmpc.cli.output import console_for, say, write_json
+from worldmpc.cli.output import check_target, console_for, say, write_json
 from worldmpc.cli.text import BENCH
 from worldmpc.cli.words import check_overrides, override_values, split_words
 from worldmpc.config import ConfigError, RunConfig, make_config
@@ -37,6 +37,7 @@ def bench(words: list[str]) -> int:
     configurations = _configurations(rest)
     for each in configurations:
         measuring.check(each.config, **sizes)
+    check_target(options["json"])
     old = None if options["compare"] is None else read_record(options["compare"])
     console, target = console_for(options["json"]), options["json"]
     record = measuring.record([])

@@ -19,7 +19,7 @@ from worldmpc.envs import canonical_task, make_envs
 from worldmpc.noise import derive_seed
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.report.video import write_video
-from worldmpc.runtime import keep_freed_memory, set_threads, suggested_threads
+from worldmpc.runtime import check_modes, keep_compiled_code, keep_freed_memory, set_threads, suggested_threads
 from worldmpc.training.evaluator import EvalResult
 from worldmpc.training.evaluator import evaluate as play
 from worldmpc.training.restore import find_checkpoint, load_agent, trusted_task
@@ -53,6 +53,9 @@ def evaluate(words: list[str]) -> int:
         )
     if task is None:
         trusted_task(config.task, path)
+    check_modes(config, str(agent.device))
+    if config.compile:
+        keep_compiled_code()
     set_threads(options["threads"] or suggested_threads(resolve_model(config.model).mlp_dim))
     mode = options["mode"]
     how = "planning" if mode == "eval" and config.planner.mpc else "policy prior alone"

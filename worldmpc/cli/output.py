@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from worldmpc.config import ConfigError
+
 PIPE_WIDTH = 140
 """Columns of a table that is not shown on a terminal."""
 
@@ -23,6 +25,26 @@ def console_for(target: str | None) -> Console:
 def say(console: Console, text: str) -> None:
     """Print a line as it is: no markup, no colours, no line breaks."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def check_target(target: str | None) -> None:
+    """Check that JSON can be written to a file, before hours go into what it is to hold.
+
+    Raises:
+        ConfigError: a folder, or a place where nothing can be written.
+    """
+    if target in (None, "-"):
+        return
+    path = Path(target)
+    existed = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(f"json: cannot write {target} ({error.strerror}); choose another file") from error
 
 
 def write_json(target: str | None, record: Mapping[str, Any]) -> None:

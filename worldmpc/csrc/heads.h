@@ -9,7 +9,7 @@ typedef struct {
     float vmin, vmax, width;        // range of the bins and their distance
     const float *support;           // [K] for values
     const float *logits, *x, *grad; // [M, K], [M] the scalars that losses compare with, [M] of out
-    float *out, *saved, *dlogits;   // [M]; kept for the backward pass, [M, 2] for values and [M] for losses, or NULL; [M, K]
+    float *out, *saved, *dlogits;   // [M]; kept for the backward pass, [M, 3] for values and [M, 2] for losses, or NULL; [M, K]
 } TwoHot;
 
 // The first n of LANES numbers, and -inf behind them, which no softmax notices.
@@ -36,9 +36,9 @@ static inline float largest(const float *logits, int64_t n) {
     return top;
 }
 
-// Logarithm of the sum of exponentials of a row; `inner`, unless NULL: the expected bin.
-static inline float log_sum_exp(const float *logits, const float *support, int64_t n, float *inner) {
-    const float top = largest(logits, n);
+// Logarithm of the sum of exponentials of a row below its largest one, `top`; `inner`, unless NULL: the expected bin.
+static inline float log_sum_exp(const float *logits, const float *support, int64_t n, float *largest_one, float *inner) {
+    const float top = *largest_one = largest(logits, n);
     vec sum = {0}, weighted = {0};
     EACH(c, n, {
         const vec e = exp_negative(load_logits(logits + c, left) - top);
@@ -47,15 +47,15 @@ static inline float log_sum_exp(const float *logits, const float *support, int64
     });
     const float all_of_it = total(sum);
     if (inner) *inner = total(weighted) / all_of_it;
-    return top + logf(all_of_it);
+    return logf(all_of_it);
 }
 
 static inline float symexp(float x) { return copysignf(expm1f(fabsf(x)), x); }
 
 // symexp of the expected bin of a row of logits.
 static float two_hot_value(const float *logits, const float *support, int64_t n) {
-    float x;
-    log_sum_exp(logits, support, n, &x);
+    float top, x;
+    log_sum_exp(logits, support, n, &top, &x);
     return symexp(x);
 }
 
@@ -82,46 +82,46 @@ static int64_t two_hot_place(const TwoHot *t, float x, float *weight) {
         }                                                                 \
     } while (0)
 
-// Values of rows; saves what the exponentials are divided by, as a logarithm, and the expected bin.
+// Values of rows; saves the largest logit, what the exponentials below it are divided by, as a logarithm, and the expected bin.
 void worldmpc_two_hot_values(const TwoHot *t) {
     EACH_ROW(t, 32 * t->bins, {
-        float x;
-        const float log_sum = log_sum_exp(t->logits + r * t->bins, t->support, t->bins, &x);
+        float top, x;
+        const float log_sum = log_sum_exp(t->logits + r * t->bins, t->support, t->bins, &top, &x);
         t->out[r] = symexp(x);
-        if (t->saved) t->saved[2 * r] = log_sum, t->saved[2 * r + 1] = x;
+        if (t->saved) t->saved[3 * r] = top, t->saved[3 * r + 1] = log_sum, t->saved[3 * r + 2] = x;
     });
 }
 
 void worldmpc_two_hot_values_back(const TwoHot *t) {
     EACH_ROW(t, 32 * t->bins, {
-        const float log_sum = t->saved[2 * r], x = t->saved[2 * r + 1];
+        const float top = t->saved[3 * r], log_sum = t->saved[3 * r + 1], x = t->saved[3 * r + 2];
         // The slope of sign(x) (exp|x| - 1), which PyTorch counts as 0 in the middle, where the sign is.
         const float slope = t->grad[r] * (x == 0.0f ? 0.0f : expf(fabsf(x)));
         const float *logits = t->logits + r * t->bins;
         float *d = t->dlogits + r * t->bins;
-        EACH(c, t->bins, store(d + c, left, slope * exp_negative(load(logits + c, left) - log_sum) * (load(t->support + c, left) - x)););
+        EACH(c, t->bins, store(d + c, left, slope * exp_negative(load(logits + c, left) - top - log_sum) * (load(t->support + c, left) - x)););
     });
 }
 
-// Cross-entropies of rows against the two-hot distributions of scalars; saves what the exponentials are divided by, as a logarithm.
+// Cross-entropies of rows against the two-hot distributions of scalars; saves the largest logit and what the exponentials below it are divided by, as a logarithm.
 void worldmpc_two_hot_losses(const TwoHot *t) {
     EACH_ROW(t, 32 * t->bins, {
         const float *logits = t->logits + r * t->bins;
-        const float log_sum = log_sum_exp(logits, NULL, t->bins, NULL);
-        float weight;
+        float top, weight;
+        const float log_sum = log_sum_exp(logits, NULL, t->bins, &top, NULL);
         const int64_t bin = two_hot_place(t, t->x[r], &weight);
-        const float low = logits[bin] - log_sum, high = logits[bin + 1] - log_sum;
+        const float low = logits[bin] - top - log_sum, high = logits[bin + 1] - top - log_sum;
         t->out[r] = -(low + weight * (high - low));
-        if (t->saved) t->saved[r] = log_sum;
+        if (t->saved) t->saved[2 * r] = top, t->saved[2 * r + 1] = log_sum;
     });
 }
 
 void worldmpc_two_hot_losses_back(const TwoHot *t) {
     EACH_ROW(t, 32 * t->bins, {
-        const float log_sum = t->saved[r], slope = t->grad[r], *logits = t->logits + r * t->bins;
+        const float top = t->saved[2 * r], log_sum = t->saved[2 * r + 1], slope = t->grad[r], *logits = t->logits + r * t->bins;
         float *d = t->dlogits + r * t->bins, weight;
         const int64_t bin = two_hot_place(t, t->x[r], &weight);
-        EACH(c, t->bins, store(d + c, left, slope * exp_negative(load(logits + c, left) - log_sum)););
+        EACH(c, t->bins, store(d + c, left, slope * exp_negative(load(logits + c, left) - top - log_sum)););
         d[bin] -= slope * (1.0f - weight);
         d[bin + 1] -= slope * weight;
     });

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,6 +30,8 @@ VectorStep = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any
 """Observations [E, *O] float32, rewards [E] float64, terminated [E], truncated [E], and as info ``success`` [E] float32, NaN where
 an environment reports none. All are views of the rows, which the next step or reset overwrites."""
 
+OWNER_INTERVAL = 1.0
+"""Seconds between two looks of a worker at whether its owner lives."""
 CLOSE_TIMEOUT = 5.0
 """Seconds that workers have to end in order, all together, before they are killed."""
 
@@ -261,6 +264,7 @@ def _work(functions: Any, memory: Any, spec: EnvSpec, part: slice, pipe: Connect
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     for other in inherited:  # the owner's ends, so that its death is the end of file for all workers
         other.close()
     try:
@@ -282,6 +286,13 @@ def _work(functions: Any, memory: Any, spec: EnvSpec, part: slice, pipe: Connect
             except Exception as error:
                 pipe.send((number, _failure(error)))
     envs.close()
+
+
+def _end_with(owner: int) -> None:
+    """End this process soon after its owner, also while an environment hangs and nobody reads the pipe."""
+    while os.getppid() == owner:
+        time.sleep(OWNER_INTERVAL)
+    os._exit(1)
 
 
 def _failure(error: Exception) -> _Failure:

@@ -58,7 +58,7 @@ class Network:
         thread = threading.get_ident()
         self._thread = self._thread or thread
         if thread != self._thread:  # as a backward pass may be in another one, while this one uses the room
-            return packing.pack(self.params, facts, split, panel)
+            return packing.pack(self.params, facts, panel)
         scope = packing.current_scope()
         if scope is not self._scope or scope is None:
             self._scope = scope
@@ -69,8 +69,8 @@ class Network:
                 self._packed = {}
         key = facts, split
         if key not in self._packed:
-            pack = packing.pack if self.lasting else packing.packed
-            self._packed[key] = pack(self.params, facts, split, panel)
+            own = self.lasting  # others share the room of their scope
+            self._packed[key] = packing.pack(self.params, facts, panel) if own else packing.packed(self.params, facts, split, panel)
         return self._packed[key]
 
 

@@ -85,20 +85,17 @@ def packed(params: Sequence[Tensor | None], facts: Facts, split: int, panel: int
     ``split``: columns of the first part of the input; ``panel``: of the library.
     """
     if _scopes.now is None:
-        return pack(params, facts, split, panel)
+        return pack(params, facts, panel)
     known = _scopes.now.packed
     key = (facts, split, *((0, None) if param is None else (param.data_ptr(), param.shape) for param in params))
     made = known.get(key)
     if made is None:
-        made = known[key] = pack(params, facts, split, panel, _scopes.rooms)
+        made = known[key] = pack(params, facts, panel, _scopes.rooms)
     return made
 
 
-def pack(
-    params: Sequence[Tensor | None], facts: Facts, split: int, panel: int, rooms: Mapping[int, list[Tensor]] = MappingProxyType({})
-) -> Packed:
+def pack(params: Sequence[Tensor | None], facts: Facts, panel: int, rooms: Mapping[int, list[Tensor]] = MappingProxyType({})) -> Packed:
     """Do what :func:`packed` does, in room of its own, or in that of an earlier scope."""
-    del split  # the library packs the parts of the input apart; here it only tells packed forms from each other
     net = CNet()
     net.layers, net.simnorm, net.strided, net.bf16 = len(params) // 4, facts.simnorm, facts.strided, facts.bf16
     first = params[0]

@@ -103,7 +103,7 @@ def _prepare(logits: Tensor, head: TwoHot) -> tuple[native.Library, native.CTwoH
 
 
 def _values(logits: Tensor, head: TwoHot, saved: Tensor | None) -> Tensor:
-    """[M, K] -> [M]; ``saved`` [M, 2], if any, is filled for the backward pass."""
+    """[M, K] -> [M]; ``saved`` [M, 3], if any, is filled for the backward pass."""
     library, call = _prepare(logits, head)
     out = logits.new_empty(len(logits))
     call.out, call.saved = out.data_ptr(), None if saved is None else saved.data_ptr()
@@ -116,7 +116,7 @@ class _Values(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, head: TwoHot) -> Tensor:
-        saved = logits.new_empty(len(logits), 2)
+        saved = logits.new_empty(len(logits), 3)
         ctx.save_for_backward(logits, saved)
         ctx.head = head
         return _values(logits, head, saved)
@@ -140,7 +140,7 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor, head: TwoHot) -> Tensor:
         library, call = _prepare(logits, head)
-        out, saved = logits.new_empty(len(logits)), logits.new_empty(len(logits))
+        out, saved = logits.new_empty(len(logits)), logits.new_empty(len(logits), 2)
         call.x, call.out, call.saved = x.data_ptr(), out.data_ptr(), saved.data_ptr()
         library.two_hot_losses(call)
         ctx.save_for_backward(logits, x, saved)

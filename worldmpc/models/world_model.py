@@ -82,7 +82,9 @@ class WorldModel(nn.Module):
 
     def imagine(self, z: Tensor, actions: Tensor) -> Tensor:
         """Latents alone of whole sequences: [..., Z], [T, ..., A] (without gradient) -> [T+1, ..., Z]."""
-        return self.dynamics.rollout(z, actions)
+        if type(self).next is WorldModel.next and "next" not in self.__dict__ and _is_plain(self.dynamics, MLP):
+            return self.dynamics.rollout(z, actions)
+        return torch.stack(self._follow(z, actions))
 
     def step(self, z: Tensor, action: Tensor) -> ModelStep:
         """[..., Z], [..., A] -> z [..., Z], reward [...], cont [...]."""
@@ -91,12 +93,15 @@ class WorldModel(nn.Module):
 
     def rollout(self, z: Tensor, actions: Tensor) -> ModelStep:
         """Imagine whole sequences: [..., Z], [H, ..., A] -> z [H+1, ..., Z], reward [H, ...], cont [H, ...]."""
+        latents = torch.stack(self._follow(z, actions))
+        reward = self.two_hot.decode(self.reward(latents[:-1], actions))
+        return ModelStep(latents, reward, self.cont(latents[1:]))
+
+    def _follow(self, z: Tensor, actions: Tensor) -> list[Tensor]:
         zs = [z]
         for action in actions:
             zs.append(self.next(zs[-1], action))
-        latents = torch.stack(zs)
-        reward = self.two_hot.decode(self.reward(latents[:-1], actions))
-        return ModelStep(latents, reward, self.cont(latents[1:]))
+        return zs
 
     def fast_returns(self, z: Tensor, actions: Tensor, discount: float, eps: Tensor, critics: Tensor) -> Tensor | None:
         """Do what :func:`worldmpc.planners.rollout_return` does in one call of the CPU library; None where that cannot do it."""
@@ -109,7 +114,7 @@ class WorldModel(nn.Module):
         return None if nets is None else kernels.proposals(nets, z, eps)
 
     def _imagined_nets(self) -> kernels.ImaginedNets | None:
-        if type(self) is not WorldModel or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self._is_unchanged():
             return None  # whoever changes a part of the model gets the parts called one by one
         return kernels.ImaginedNets(
             dynamics=self.dynamics.network(),
@@ -121,6 +126,15 @@ class WorldModel(nn.Module):
             log_std=(self.config.log_std_min, self.config.log_std_max),
             hard=self.config.continuation == "hard",
         )
+
+    def _is_unchanged(self) -> bool:
+        """Return whether the model and all its parts are of these very classes, with no method replaced and no hook."""
+        if type(self) is not WorldModel or not _METHODS.isdisjoint(self.__dict__):
+            return False
+        return all(part is None or _is_plain(part, kind) for part, kind in zip(self._parts(), _KINDS, strict=True))
+
+    def _parts(self) -> tuple[nn.Module | None, ...]:
+        return self.dynamics, self.reward, self.pi, self.q, self.termination, self.two_hot
 
     def cont(self, z: Tensor) -> Tensor:
         """Probability that the episode goes on after reaching a latent (0 or 1 with ``continuation=hard``): [..., Z] -> [...]."""
@@ -182,3 +196,13 @@ class WorldModel(nn.Module):
         ]
         rows = [row for row in rows if row[1]]
         return [*rows, ("total", sum(count for _, count in rows))]
+
+
+_KINDS = (MLP, MLP, MLP, EnsembleMLP, MLP, TwoHot)
+_METHODS = frozenset(name for name in vars(WorldModel) if not name.startswith("__"))
+
+
+def _is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether calling a part does what its class says."""
+    hooked = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+    return type(part) is kind and not hooked and vars(kind).keys().isdisjoint(part.__dict__.keys() - {"training"})

@@ -43,7 +43,8 @@ def load_agent(
             and no environment is made for it.
         device: where to act.
         seed: of the random streams; None: that of the run, 1 for a published file.
-        overrides: nested configuration values on top, such as ``{"planner": {"horizon": 5}}``.
+        overrides: nested configuration values on top, such as ``{"planner": {"horizon": 5}}``; ``compile`` and ``cuda_graph`` of the run
+            that trained the agent are not taken over.
 
     Raises:
         ConfigError: a published file without task, a task with other observations or actions, or a value out of range.
@@ -51,7 +52,9 @@ def load_agent(
         FileNotFoundError: no such published file.
     """
     device = resolve_device(device)
-    changes: dict[str, Any] = {**(overrides or {}), "device": device} | ({} if seed is None else {"seed": seed})
+    # How another machine computed is nothing that this one has to be able to.
+    changes: dict[str, Any] = {"compile": False, "cuda_graph": False, **(overrides or {}), "device": device}
+    changes |= {} if seed is None else {"seed": seed}
     found = find_checkpoint(path)
     if is_official(found):
         return _load_official(found, task, device, changes)

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import math
 import os
-import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 
 from worldmpc.agents.stack import Stack
@@ -26,8 +24,8 @@ from worldmpc.noise import derive_seed
 from worldmpc.report.curves import plot_curves
 from worldmpc.report.runs import load_run
 from worldmpc.report.video import write_video
-from worldmpc.runtime import keep_compiled_code, keep_freed_memory, resolve_device, set_threads, suggested_threads
-from worldmpc.training.checkpoint import CheckpointStore
+from worldmpc.runtime import check_modes, keep_compiled_code, keep_freed_memory, resolve_device, set_threads, suggested_threads
+from worldmpc.training.checkpoint import CheckpointError, CheckpointStore, verify_checkpoint
 from worldmpc.training.evaluator import evaluate
 from worldmpc.training.folder import choose_folder, lock, restore, write_meta
 from worldmpc.training.hooks import CheckpointHook, EvalHook, LogHook
@@ -85,36 +83,22 @@ def run_seeds(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple
         raise ConfigError("seeds: every seed needs environments of its own; pass a function that makes the environment")
     with ExitStack() as stack:
         runs = [_Run(stack, own, task, device, extra_hooks, show=index == 0) for index, own in enumerate(_each_seed(config))]
-        _bring_together(runs)
-        states = [one.state for one in runs]
-        team = Solo(states[0].agent) if len(runs) == 1 else Stack([state.agent for state in states])
-        stack.enter_context(_stop_on_signals(states, runs[0].logger))
+        _choose_common_checkpoint(runs)
         for one in runs:
-            one.begin()
+            one.restore()
+        states = [one.state for one in runs]
+        stack.enter_context(_stop_on_signals(states, runs[0].logger))
         try:
-            train_together(team, states, [one.hooks for one in runs], runs[0].total)
+            for one in runs:
+                one.begin()
+            _catch_up(runs)
+            if not any(state.stop for state in states):
+                team = Solo(states[0].agent) if len(runs) == 1 else Stack([state.agent for state in states])
+                train_together(team, states, [one.hooks for one in runs], runs[0].total)
+            return [one.finish() for one in runs]
         except (DivergenceError, EnvError) as error:
-            saved = [one.save_after(error) for one in runs]
+            saved = [one.save_after() for one in runs]
             raise type(error)(f"{error} [{saved[0]}]") from error
-        return [one.finish() for one in runs]
-
-
-def check_modes(config: RunConfig, device: str) -> None:
-    """Refuse fast modes that this machine does not have, naming the slower one that works.
-
-    Raises:
-        ConfigError: compile without a C++ compiler, CUDA graphs without CUDA, bf16 where PyTorch cannot.
-    """
-    kind = torch.device(device).type
-    if config.cuda_graph and kind != "cuda":
-        raise ConfigError(f"cuda_graph: needs device=cuda, this run is on {kind}; leave it out")
-    if config.compile and kind == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
-        raise ConfigError("compile: needs a C++ compiler (g++), and none was found; leave it out, or install one")
-    for key in ("planner.precision", "train.precision"):
-        if lookup(config, key) == "bf16" and kind == "mps":
-            raise ConfigError(f"{key}: bf16 is not supported on {kind}; use fp32")
-        if lookup(config, key) == "bf16" and kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise ConfigError(f"{key}: this GPU has no bfloat16 arithmetic; use fp32")
 
 
 def _each_seed(config: RunConfig) -> list[RunConfig]:
@@ -179,11 +163,14 @@ class _Run:
             self.evaluation.run(self.state)
             self.saving(self.state, {})
 
-    def save_after(self, error: Exception) -> str:
+    def save_after(self) -> str:
         """Save what an error has left intact, and say where."""
         if not all(bool(value.isfinite().all()) for value in self.state.agent.model.state_dict().values()):
             return f"parameters are no longer finite; the last checkpoint in {self.folder} is kept"
-        self.saving.save(self.state)
+        try:
+            self.saving.save(self.state)
+        except Exception as error:  # another seed's state, and the error that led here, must not be lost to this one
+            return f"not saved ({' '.join(str(error).split())}); the last checkpoint in {self.folder} is kept"
         return f"saved at {self.state.env_steps:,} simulator steps in {self.folder}"
 
     def finish(self) -> RunResult:
@@ -199,22 +186,38 @@ class _Run:
         return result
 
 
-def _bring_together(runs: Sequence[_Run]) -> None:
-    """Let all seeds begin at the same step, and restore them: a kill between two of their checkpoints leaves one behind.
+def _choose_common_checkpoint(runs: Sequence[_Run]) -> None:
+    """Let all seeds go on from the same step where they can: a kill between two of their checkpoints leaves one behind."""
+    if len({None if one.checkpoint is None else one.checkpoint.name for one in runs}) == 1:
+        return
+    folders = [one.folder / "checkpoints" for one in runs]
+    names = [{path.name for path in CheckpointStore(folder, keep=1).all()} for folder in folders]
+    for name in sorted(set.intersection(*names), reverse=True):
+        try:
+            for folder in folders:
+                verify_checkpoint(folder / name)
+        except CheckpointError as error:
+            runs[0].logger.message(f"warning: {error}; trying the one before")
+            continue
+        for one, folder in zip(runs, folders, strict=True):
+            one.checkpoint = folder / name
+        return
 
-    Raises:
-        ConfigError: some have checkpoints and some have none, or none of the same step.
-    """
-    if len({None if one.checkpoint is None else one.checkpoint.name for one in runs}) > 1:
-        names = [{path.name for path in CheckpointStore(one.folder / "checkpoints", keep=1).all()} for one in runs]
-        common = sorted(set.intersection(*names))
-        if not common:
-            seeds = ", ".join(f"{one.config.seed} at {one.checkpoint.name if one.checkpoint else 'the beginning'}" for one in runs)
-            raise ConfigError(f"seeds: their runs have no checkpoint of the same step ({seeds}); go on with each seed alone")
-        for one in runs:
-            one.checkpoint = one.folder / "checkpoints" / common[-1]
+
+def _catch_up(runs: Sequence[_Run]) -> None:
+    """Train seeds alone that are behind the others, as one that was added or lost its checkpoints, until all are at the same step."""
+    ahead = max(one.state.decisions for one in runs)
+    if all(one.state.decisions == ahead and one.state.settled for one in runs):
+        return
+    if len(runs) == 1:
+        return  # the loop itself does what is left of an interrupted step
     for one in runs:
-        one.restore()
+        begin = one.state.env_steps
+        runs[0].logger.message(f"seed {one.config.seed} catches up alone from {begin:,} simulator steps")
+        try:
+            train_together(Solo(one.state.agent), [one.state], [one.hooks], ahead)
+        except (DivergenceError, EnvError) as error:
+            raise type(error)(f"seed {one.config.seed}: {error}") from error
 
 
 def _eval_envs(task: Task, config: RunConfig, spec: EnvSpec) -> VecEnv:
@@ -238,6 +241,12 @@ def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, total: i
     library = native.library() if agent.device.type == "cpu" else None
     if isinstance(library, str):
         logger.message(f"warning: the faster networks in C are not used ({library}); PyTorch's functions take their place")
+    for key in ("planner.precision", "train.precision"):
+        if lookup(config, key) == "bf16" and library is not None and (isinstance(library, str) or not library.bf16):
+            logger.message(f"warning: {key}=bf16 is slower than fp32 here, as this processor cannot multiply bfloat16 numbers")
+    cores = os.cpu_count() or 1
+    if config.threads > cores:
+        logger.message(f"warning: threads={config.threads} on {cores} cores: they will wait for each other; threads=0 chooses")
     logger.message(state.source.replay.describe())
     if checkpoint is not None:
         logger.message(f"resumed from {checkpoint} at {state.env_steps:,} simulator steps")

@@ -14,6 +14,7 @@ from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError
 from worldmpc.data.replay import Replay
 from worldmpc.data.source import ReplaySource
+from worldmpc.envs import EnvError
 from worldmpc.envs.vector import VecEnv
 from worldmpc.functional import tree_where
 from worldmpc.noise import NoiseSpec, NoiseStream
@@ -258,8 +259,19 @@ def collect_together(team: Team, states: Sequence[TrainState], overlap: bool = F
             learn_together(team, states, until_done=True)
     finally:
         # Also after an error: what the environments have done belongs to the state that is saved then.
-        for state, obs, output in zip(states, observed, outputs, strict=True):
+        _observe_all(states, observed, outputs)
+
+
+def _observe_all(states: Sequence[TrainState], observed: Sequence[Tensor], outputs: Sequence[ActOutput]) -> None:
+    """Let all seeds finish their steps before the first error is raised, as one that fails must not cost the others theirs."""
+    errors: list[EnvError] = []
+    for state, obs, output in zip(states, observed, outputs, strict=True):
+        try:
             _observe(state, obs, output, state.envs.step_wait())
+        except EnvError as error:
+            errors.append(error if len(states) == 1 else EnvError(f"seed {state.agent.config.seed}: {error}"))
+    if errors:
+        raise errors[0]
 
 
 def _random_action(state: TrainState) -> Tensor:
