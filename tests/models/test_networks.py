@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.testing import assert_close
 
 from tests.libraries import close
 from worldmpc.models import packing
@@ -434,5 +435,6 @@ def test_gradients_in_another_thread(either):
     value = net(X)
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(lambda: slopes(lambda net: value, net)).result()
-    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    for one, other in zip(found, wanted, strict=True):  # PyTorch may sum in another order there
+        assert_close(one, other, rtol=1e-5, atol=1e-6)
     check(net)
