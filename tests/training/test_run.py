@@ -386,7 +386,9 @@ def test_seeds_that_are_added_or_lost_catch_up_alone(tmp_path, capsys):
     assert [(result.run_dir.name, result.env_steps, result.finished) for result in results] == [
         (f"seed{seed}", 160, True) for seed in (1, 2, 3)
     ]
-    assert "seed 3 catches up alone from 0 simulator steps" in " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
+    assert "seed 3 catches up alone from 0 simulator steps" in output
+    assert "seed 2: return" in output and "seed 3: return" in output
     solo = run(config(tmp_path / "solo", seed=3))
     assert evaluations(results[2].run_dir)[0]["return_mean"] == evaluations(solo.run_dir)[0]["return_mean"]
 

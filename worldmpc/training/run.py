@@ -95,7 +95,11 @@ def run_seeds(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple
             if not any(state.stop for state in states):
                 team = Solo(states[0].agent) if len(runs) == 1 else Stack([state.agent for state in states])
                 train_together(team, states, [one.hooks for one in runs], runs[0].total)
-            return [one.finish() for one in runs]
+            results = [one.finish() for one in runs]
+            for one, result in list(zip(runs, results, strict=True))[1:]:
+                reached = f"return {result.last_return:.1f} (best {result.best_return:.1f})"
+                runs[0].logger.message(f"seed {one.config.seed}: {reached} after {result.env_steps:,} simulator steps; {result.run_dir}")
+            return results
         except (DivergenceError, EnvError) as error:
             saved = [one.save_after() for one in runs]
             raise type(error)(f"{error} [{saved[0]}]") from error
