@@ -14,13 +14,13 @@ from worldmpc.report.variants import curves_table, precision_table
 
 
 @pytest.fixture
-def files(make_run: Callable[..., Run], tmp_path: Path) -> list[Path]:
+def files(make_run: Callable[..., Run], tmp_path: Path) -> dict[str, Path]:
     """Three seeds of a baseline, and a variant of one seed that was evaluated less often."""
     base = [make_run([(0, 1.0), (20_000, 100.0), (40_000, 500.0 + 10 * seed)], seed=seed) for seed in (1, 2, 3)]
     variant = [make_run([(0, 1.0), (40_000, 480.0), (60_000, 700.0)], seed=1)]
     export_results(base, tmp_path / "base.csv")
     export_results(variant, tmp_path / "with_less.csv")
-    return [tmp_path / "base.csv", tmp_path / "with_less.csv"]
+    return {"base": tmp_path / "base.csv", "with less": tmp_path / "with_less.csv"}
 
 
 def summary(mean: float) -> dict[str, float]:
@@ -44,24 +44,24 @@ def record(tmp_path: Path) -> Path:
     return tmp_path / "precision.json"
 
 
-def test_curves_at_the_steps_in_common(files: list[Path]) -> None:
+def test_curves_at_the_steps_in_common(files: dict[str, Path]) -> None:
     lines = curves_table(files).splitlines()
     assert lines[0] == "| variant | seeds | 40,000 | data |"
-    assert lines[2] == f"| base | 3 | **520** (510..530) | `{files[0].as_posix()}` |"
-    assert lines[3] == f"| with less | 1 | 480 | `{files[1].as_posix()}` |"
+    assert lines[2] == f"| base | 3 | **520** (510..530) | `{files['base'].as_posix()}` |"
+    assert lines[3] == f"| with less | 1 | 480 | `{files['with less'].as_posix()}` |"
     assert len({line.count("|") for line in lines[:4]}) == 1 and "dmc/cartpole-swingup" in lines[-1]
 
 
-def test_curves_that_cannot_be_compared(files: list[Path], make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_curves_that_cannot_be_compared(files: dict[str, Path], make_run: Callable[..., Run], tmp_path: Path) -> None:
     for other, words in (
         (make_run([(0, 1.0), (40_000, 2.0)], task="gym/Pendulum-v1"), "several tasks"),
         (make_run([(0, 1.0), (30_000, 2.0)]), "no simulator step"),
     ):
         export_results([other], tmp_path / "other.csv")
         with pytest.raises(RunError, match=words):
-            curves_table([*files, tmp_path / "other.csv"])
+            curves_table({**files, "other": tmp_path / "other.csv"})
     with pytest.raises(RunError, match="no result files"):
-        curves_table([])
+        curves_table({})
 
 
 def test_precision(record: Path) -> None:
@@ -78,12 +78,12 @@ def test_other_records_of_precision_are_refused(record: Path, text: str) -> None
         precision_table(record)
 
 
-def test_blocks_of_both(files: list[Path], record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_blocks_of_both(files: dict[str, Path], record: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, folder = record.parent / "page.md", record.parent / "variants"
     page.write_text("\n".join(mark for kind in ("variants", "precision") for mark in block_marks(kind)))
     folder.mkdir()
-    files[1].rename(folder / "with_less.csv")
-    options = ["--variants", str(folder), "--baseline", str(files[0]), "--precision", str(record)]
+    files["with less"].rename(folder / "with_less.csv")
+    options = ["--variants", str(folder), "--baseline", str(files["base"]), "--precision", str(record)]
     assert main([str(page), *options]) == 0 and main([str(page), "--check", *options]) == 0
     assert "with less" in page.read_text() and "elites" in page.read_text()
     record.unlink()

@@ -135,7 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     makers = {
         "results": lambda: results_table(options.results, options.algorithm),
         "benchmarks": lambda: benchmarks_table(options.benchmarks),
-        "variants": lambda: curves_table([options.baseline, *sorted(Path(options.variants).glob("*.csv"))]),
+        "variants": lambda: curves_table(
+            {"float32, each seed alone": options.baseline}
+            | {file.stem.replace("_", " "): file for file in sorted(Path(options.variants).glob("*.csv"))}
+        ),
         "precision": lambda: precision_table(options.precision),
     }
     try:

@@ -20,13 +20,13 @@ _ERRORS = (
 )
 
 
-def curves_table(files: Sequence[str | Path]) -> str:
-    """Return the markdown table of result CSVs, one row per file: returns at the simulator steps that all their seeds have.
+def curves_table(files: Mapping[str, str | Path]) -> str:
+    """Return the markdown table of result CSVs, name -> file, one row each: returns at the simulator steps that all their seeds have.
 
     Raises:
         RunError: no files, one that cannot be read, files of several tasks, or no step in common.
     """
-    variants = {Path(file): load_results(file) for file in files}
+    variants = {name: load_results(file) for name, file in files.items()}
     runs = [run for found in variants.values() for run in found]
     if not runs:
         raise RunError("curves: no result files")
@@ -38,8 +38,8 @@ def curves_table(files: Sequence[str | Path]) -> str:
     steps = sorted(common)
     lines = ["| " + " | ".join(["variant", "seeds", *(f"{step:,}" for step in steps), "data"]) + " |"]
     lines.append("|---|" + "--:|" * (1 + len(steps)) + "---|")
-    for file, found in variants.items():
-        cells = [file.stem.replace("_", " "), str(len(found)), *(_span(found, step) for step in steps), f"`{file.as_posix()}`"]
+    for name, found in variants.items():
+        cells = [name, str(len(found)), *(_span(found, step) for step in steps), f"`{Path(files[name]).as_posix()}`"]
         lines.append("| " + " | ".join(cells) + " |")
     text = f"{runs[0].task}, preset {runs[0].preset}: mean episode return over seeds (lowest..highest) at simulator steps."
     return "\n".join([*lines, "", text])
