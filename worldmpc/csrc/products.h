@@ -95,17 +95,6 @@ static inline void pack_row(const float *from, int64_t columns, float *to) {
     for (int64_t c = 0; c < PANEL; c += LANES) *(vec *)(to + c) = columns >= c + LANES ? load(from + c, LANES) : columns > c ? load(from + c, columns - c) : (vec){0};
 }
 
-// LANES floats that lie `stride` apart.
-static inline vec gather(const float *from, int64_t stride) {
-#ifdef __AVX512F__
-    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    return (vec)_mm512_i32gather_ps(_mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)stride)), from, 4);
-#else
-    const __m256i lanes = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
-    return (vec)_mm256_i32gather_ps(from, _mm256_mullo_epi32(lanes, _mm256_set1_epi32((int)stride)), 4);
-#endif
-}
-
 // Rows and columns of a square exchanged, in registers: at distance 1, 2, 4, ... each pair of rows exchanges halves (Eklundh 1972).
 static inline __attribute__((always_inline)) void transpose(vec *rows) {
     typedef int32_t lanes __attribute__((vector_size(4 * LANES)));
@@ -158,6 +147,14 @@ static inline uint16_t to_bf16(float x) {
 
 // Pairs of a packed inner dimension: in whole steps, the rest zero.
 static inline int64_t pairs_of(int64_t k) { return up(k, 2 * PAIRS) / 2; }
+
+#ifdef __AVX512BF16__
+// LANES floats that lie `stride` apart.
+static inline vec gather(const float *from, int64_t stride) {
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return (vec)_mm512_i32gather_ps(_mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)stride)), from, 4);
+}
+#endif
 
 static void pack_panel_bf16(const float *weight, int64_t in, int64_t first, int64_t k, int64_t columns, uint16_t *packed) {
     for (int64_t pair = 0; pair < pairs_of(k); pair++, packed += 2 * PANEL) {

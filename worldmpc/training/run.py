@@ -211,13 +211,12 @@ def _choose_common_checkpoint(runs: Sequence[_Run]) -> None:
 def _catch_up(runs: Sequence[_Run]) -> None:
     """Train seeds alone that are behind the others, as one that was added or lost its checkpoints, until all are at the same step."""
     ahead = max(one.state.decisions for one in runs)
-    if all(one.state.decisions == ahead and one.state.settled for one in runs):
-        return
     if len(runs) == 1:
         return  # the loop itself does what is left of an interrupted step
     for one in runs:
-        begin = one.state.env_steps
-        runs[0].logger.message(f"seed {one.config.seed} catches up alone from {begin:,} simulator steps")
+        if one.state.decisions == ahead and one.state.settled:
+            continue
+        runs[0].logger.message(f"seed {one.config.seed} catches up alone from {one.state.env_steps:,} simulator steps")
         try:
             train_together(Solo(one.state.agent), [one.state], [one.hooks], ahead)
         except (DivergenceError, EnvError) as error:
