@@ -19,7 +19,7 @@ import worldmpc
 from worldmpc import losses
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.cli.words import override_values
-from worldmpc.config import make_config, resolve_model
+from worldmpc.config import make_config, network_width
 from worldmpc.models import native
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.runtime import keep_freed_memory, set_threads, suggested_threads
@@ -68,14 +68,15 @@ class Clock:
 
 def main() -> None:
     """Train for a few hundred decisions, and write the median milliseconds of every part per decision."""
-    config = make_config(**{"preset": "cpu", "task": "dmc/cartpole-swingup", **override_values(sys.argv[2:])})
+    fixed = {"preset": "cpu", "task": "dmc/cartpole-swingup", "replay.capacity": 10_000, "train.seed_decisions": 64}
+    config = make_config(**{**fixed, **override_values(sys.argv[2:])})
     keep_freed_memory()
-    set_threads(config.threads or suggested_threads(resolve_model(config.model).mlp_dim))
+    set_threads(config.threads or suggested_threads(network_width(config)))
     clock = Clock()
     clock.watch_library()
     with worldmpc.make_envs(config.task, config.env, seed=config.seed) as envs:
         agent = TDMPC2(config, envs.spec)
-        state = make_state(agent, envs, capacity=10_000, seed_decisions=64)
+        state = make_state(agent, envs)
         envs.reset()
         team = Solo(agent)
         for owner, name, part in (
@@ -95,7 +96,7 @@ def main() -> None:
             (envs, "step_wait", "environment"),
         ):
             clock.watch(owner, name, part)
-        while state.source.decisions < 64 or not state.source.replay.num_windows():
+        while state.source.decisions < 64 or not state.source.ready():
             collect_together(team, [state])
         state.source.updates = max(int(state.decisions * config.train.utd) - 2, 0)
         decisions: list[float] = []

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import worldmpc
 from worldmpc.agents.tdmpc2 import TDMPC2
+from worldmpc.config import RunConfig, merge
 from worldmpc.planners import propose, rollout_return
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.training.trainer import collect, make_state
@@ -31,7 +32,9 @@ def main() -> None:
     torch.manual_seed(0)
     agent = worldmpc.load(sys.argv[1], device="cpu")
     with worldmpc.make_envs(agent.config.task, dataclasses.replace(agent.config.env, num_envs=1), seed=12345) as envs:
-        state = make_state(agent, envs, capacity=DECISIONS, seed_decisions=0)
+        no_seed_phase = {"replay": {"capacity": DECISIONS}, "train": {"seed_decisions": 0}}
+        agent.config = RunConfig.from_dict(merge(agent.config.to_dict(), no_seed_phase))
+        state = make_state(agent, envs)
         envs.reset()
         observed: list[Tensor] = []
         for _ in range(DECISIONS):

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import make_config
-from worldmpc.types import Batch, EnvSpec
+from worldmpc.types import EnvSpec, SequenceBatch
 
 FOLDER = Path(__file__).parent / "golden"
 SETS = ("tiny", "tiny_episodic")
@@ -59,11 +59,11 @@ def agent(name: str, **overrides) -> TDMPC2:
     return result
 
 
-def batch(name: str) -> Batch:
+def batch(name: str) -> SequenceBatch:
     """Return the recorded batch."""
     arrays = load(name)
     flags = arrays["batch/terminated"].squeeze(-1)
-    return Batch(
+    return SequenceBatch(
         obs=arrays["batch/obs"],
         action=arrays["batch/action"],
         reward=arrays["batch/reward"].squeeze(-1),

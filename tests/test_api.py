@@ -27,6 +27,7 @@ ORDER = (
     "optim",
     "planners",
     "losses",
+    "off_policy",
     "agents",
     "report",
     "training",

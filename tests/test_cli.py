@@ -21,6 +21,7 @@ from gymnasium.spaces import Box
 from tests.report.conftest import make_folder  # noqa: F401  (a fixture)
 from worldmpc.cli import main
 from worldmpc.config import PRESETS, RunConfig, flat_fields, make_config
+from worldmpc.envs.toy import MAKERS
 from worldmpc.report.runs import load_results, load_run
 from worldmpc.training.checkpoint import CheckpointError, CheckpointStore, load_checkpoint, save_checkpoint
 from worldmpc.training.restore import find_checkpoint, load_agent
@@ -228,7 +229,10 @@ MISTAKES = [
     ("planner={horizn: 3}", "planner.horizn: unknown configuration key"),
     ("planner.horizon=abc", "planner.horizon: expected int, got 'abc'"),
     ("planner.mpc=maybe", "planner.mpc: expected bool, got 'maybe'"),
-    ("planner=5", "planner: expected keys below it"),
+    ("planner=5", "planner.name: expected one of mppi, cem, icem"),
+    ("env=5", "env: expected keys below it"),
+    ("agent=dqnn", "agent: unknown agent 'dqnn'; one of tdmpc2, mpc"),
+    ("preset=tuned", "preset: agent=tdmpc2 has no tuned settings for toy/pointmass"),
     ("env.workers=proces", "env.workers: expected one of sync, async"),
     ("model.latent_dim=20", "model.latent_dim: expected a multiple of model.simnorm_dim (8), got 20"),
     ("planner.horizon=0", "planner.horizon: expected at least 1, got 0"),
@@ -527,7 +531,7 @@ def test_report_mistakes(make_folder: Callable[..., Path], tmp_path: Path, fails
 
 def test_tasks(capsys: pytest.CaptureFixture[str], fails: Callable[..., str]):
     assert main(["tasks", "toy"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["toy/pointmass", "toy/balance", "toy/counter"]
+    assert capsys.readouterr().out.splitlines() == [f"toy/{name}" for name in MAKERS]
     assert main(["tasks"]) == 0
     assert {"dmc/walker-walk", "gym/HalfCheetah-v5", "toy/balance"} <= set(capsys.readouterr().out.splitlines())
     assert "unknown suite 'dcm'" in fails("tasks", "dcm")

@@ -173,7 +173,8 @@ def test_plan(name, call):
         noise["terminal"], noise["critics"] = arrays["plan/in_eps_terminal_B"][:, None], arrays["plan/in_perms_B"][:, :2]
         noise["action"] = arrays["plan/in_action_noise_B"][None]
         previous = arrays["plan/in_prev_mean_B"]
-        state = PlanState(torch.cat((previous[1:], torch.zeros_like(previous[:1])))[None])
+        mean = torch.cat((previous[1:], torch.zeros_like(previous[:1])))[None]
+        state = PlanState(mean, mean[:, None][:, :0])
     plan = agent.planner.plan(agent.model, z, state, noise, call == "B")
     last = f"plan/{call}/iter1"
     close(plan.mean[0], arrays[f"{last}/mean"], rtol=1e-4)

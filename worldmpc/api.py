@@ -9,8 +9,8 @@ from typing import Any
 
 import gymnasium
 
-from worldmpc.agents.tdmpc2 import TDMPC2
-from worldmpc.config import ConfigError, EnvConfig, LogConfig, make_config, seed_decisions
+from worldmpc import agents
+from worldmpc.config import ConfigError, EnvConfig, LogConfig, make_config
 from worldmpc.envs import Task, VecEnv, make_envs
 from worldmpc.noise import derive_seed
 from worldmpc.runtime import keep_freed_memory, resolve_device
@@ -22,16 +22,16 @@ from worldmpc.training.restore import load_agent, trusted_task
 from worldmpc.training.run import MAX_EVAL_ENVS
 from worldmpc.training.trainer import Hook, TrainState, make_state
 from worldmpc.training.trainer import train as run_loop
-from worldmpc.types import EnvSpec, Mode
+from worldmpc.types import Agent, EnvSpec, Mode
 
 
-def make_agent(envs: VecEnv | EnvSpec, preset: str = "default", **overrides: Any) -> TDMPC2:
+def make_agent(envs: VecEnv | EnvSpec, preset: str = "default", **overrides: Any) -> Agent:
     """Make an untrained agent for environments.
 
     Args:
         envs: the environments, or what they say about themselves.
         preset: named set of values; see :data:`worldmpc.config.PRESETS`.
-        overrides: configuration on top, as in :func:`worldmpc.config.make_config`: ``seed=2, **{"planner.horizon": 5}``.
+        overrides: configuration on top, as in :func:`worldmpc.config.make_config`: ``agent="dqn", seed=2, **{"planner.horizon": 5}``.
 
     Raises:
         ConfigError: a value that cannot be used.
@@ -42,11 +42,11 @@ def make_agent(envs: VecEnv | EnvSpec, preset: str = "default", **overrides: Any
     if isinstance(envs, VecEnv):
         own["env.num_envs"] = envs.num_envs
     config = make_config(preset, **{**own, **overrides})
-    return TDMPC2(config, spec, resolve_device(config.device))
+    return agents.make_agent(config, spec, resolve_device(config.device))
 
 
 def train(
-    agent: TDMPC2, envs: VecEnv, steps: int, *, hooks: Sequence[Hook] = (), state: TrainState | None = None, progress: bool = True
+    agent: Agent, envs: VecEnv, steps: int, *, hooks: Sequence[Hook] = (), state: TrainState | None = None, progress: bool = True
 ) -> TrainState:
     """Train an agent in memory; :func:`worldmpc.run` does the same with evaluations, checkpoints and files.
 
@@ -63,9 +63,8 @@ def train(
         EnvError: an environment failed.
     """
     keep_freed_memory()
-    config = agent.config
     if state is None:
-        state = make_state(agent, envs, capacity=config.replay.capacity, seed_decisions=seed_decisions(config, envs.spec.episode_length))
+        state = make_state(agent, envs)
     state.stop = False
     total = -(-steps // envs.spec.action_repeat)
     display = RunLogger(None, LogConfig(progress="auto" if progress else "none", tensorboard=False), total_env_steps=steps)
@@ -76,7 +75,7 @@ def train(
 
 
 def evaluate(
-    agent: TDMPC2, task: Task | VecEnv | None = None, episodes: int = 10, *, mode: Mode = "eval", index: int = 0
+    agent: Agent, task: Task | VecEnv | None = None, episodes: int = 10, *, mode: Mode = "eval", index: int = 0
 ) -> evaluator.EvalResult:
     """Play whole episodes with the planner (``mode="eval"``) or with the policy prior alone (``mode="prior"``).
 
@@ -107,7 +106,7 @@ def evaluate(
         return evaluator.evaluate(agent, envs, episodes, mode=mode, index=index)
 
 
-def save(agent: TDMPC2, path: str | Path) -> Path:
+def save(agent: Agent, path: str | Path) -> Path:
     """Write an agent, its optimisers and its configuration to a folder of plain tensors and JSON; one that exists is replaced.
 
     Raises:
@@ -120,7 +119,7 @@ def save(agent: TDMPC2, path: str | Path) -> Path:
     )
 
 
-def load(path: str | Path, task: Task | None = None, *, device: str = "auto") -> TDMPC2:
+def load(path: str | Path, task: Task | None = None, *, device: str = "auto") -> Agent:
     """Load an agent from a folder that :func:`save` wrote, a run folder, a checkpoint, or a published ``.pt`` file (which needs ``task``).
 
     Raises:

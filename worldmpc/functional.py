@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldmpc.config import ConfigError
 
@@ -68,6 +68,34 @@ def tree_tensors(tree: Any) -> list[Tensor]:
     found: list[Tensor] = []
     tree_map(found.append, tree)
     return found
+
+
+def tree_fill(tree: TreeT, tensors: Sequence[Tensor]) -> TreeT:
+    """Return a tree of the same structure with other tensors, in the order of :func:`tree_tensors`.
+
+    Raises:
+        ValueError: another number of tensors, or one of another shape.
+    """
+    found = [tuple(tensor.shape) for tensor in tree_tensors(tree)]
+    if found != [tuple(tensor.shape) for tensor in tensors]:
+        raise ValueError(f"expected tensors of shapes {found}, got {[tuple(tensor.shape) for tensor in tensors]}")
+    given = iter(tensors)
+    return tree_map(lambda _: next(given), tree)
+
+
+def parameter_table(module: nn.Module) -> list[tuple[str, int]]:
+    """Return (component, learned parameters) rows, the last one the total."""
+    rows = [
+        (name, sum(parameter.numel() for parameter in child.parameters() if parameter.requires_grad))
+        for name, child in module.named_children()
+    ]
+    rows = [row for row in rows if row[1]]
+    return [*rows, ("total", sum(count for _, count in rows))]
+
+
+def one_hot_argmax(scores: Tensor) -> Tensor:
+    """Return the choice with the largest score as a one-hot vector: [..., A] -> [..., A]."""
+    return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
 
 
 class Captured:

@@ -40,6 +40,15 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
     return (int(state[0]) << 31) ^ int(state[1])
 
 
+def gumbel(normal: Tensor) -> Tensor:
+    """Turn standard normal numbers into standard Gumbel ones, entry by entry and in the same order.
+
+    So one kind of noise serves both kinds of actions: ``argmax(logits + gumbel(eps))`` is a sample of the softmax, and its mode
+    where ``eps`` is constant.
+    """
+    return -torch.log(-torch.special.log_ndtr(normal))
+
+
 class NoiseStream:
     """Random numbers of one (seed, purpose), on one device."""
 

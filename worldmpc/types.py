@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ class EnvSpec:
     can_terminate: bool = True
     """False only where the suite guarantees that episodes end by time limit alone."""
     obs_dtype: torch.dtype = torch.float32
+    discrete: bool = False
+    """Actions are choices among ``action_dim``: one-hot vectors everywhere, also in the replay."""
 
 
 class EnvStep(NamedTuple):
@@ -80,8 +82,8 @@ class Transition(NamedTuple):
     extras: dict[str, Tensor] = {}  # name -> [E, ...]
 
 
-class Batch(NamedTuple):
-    """Windows of ``T`` steps. After the end of an episode ``mask`` is 0 and the rest is padding."""
+class SequenceBatch(NamedTuple):
+    """Windows of ``T`` steps, from a replay. After the end of an episode ``mask`` is 0 and the rest is padding."""
 
     obs: Tensor  # [T+1, B, *O]
     action: Tensor  # [T, B, A]
@@ -91,6 +93,34 @@ class Batch(NamedTuple):
     mask: Tensor  # [T, B] float, 1 where the step is real
     index: Tensor  # [T, B] int64 rows of the replay, for writing extras in place
     extras: dict[str, Tensor] = {}  # name -> [T, B, ...]
+
+
+class TransitionBatch(NamedTuple):
+    """Single steps, or ``n`` of them at a time, from a replay."""
+
+    obs: Tensor  # [B, *O]
+    action: Tensor  # [B, A]
+    reward: Tensor  # [B] discounted sum over the steps
+    next_obs: Tensor  # [B, *O] after the last of them
+    terminated: Tensor  # [B] float, 0 or 1
+    discount: Tensor  # [B] what the value of next_obs weighs, gamma ** steps, before termination
+    extras: dict[str, Tensor] = {}  # name -> [B, ...] of the first step
+
+
+class RolloutBatch(NamedTuple):
+    """Steps that the policy under training has just taken, flat over time and environments."""
+
+    obs: Tensor  # [B, *O]
+    action: Tensor  # [B, A]
+    log_prob: Tensor  # [B] of the action when it was taken
+    reward: Tensor  # [B]
+    value: Tensor  # [B] when the action was taken
+    advantage: Tensor  # [B]
+    returns: Tensor  # [B] what the value should have been
+
+
+Batch = SequenceBatch | TransitionBatch | RolloutBatch
+"""What an update learns from; each kind of agent knows which."""
 
 
 class ModelStep(NamedTuple):
@@ -115,7 +145,8 @@ class PolicySample(NamedTuple):
 class PlanState(NamedTuple):
     """Warm start of a planner, one entry per environment."""
 
-    mean: Tensor  # [E, H, A]
+    mean: Tensor  # [E, H, A]; of one-hot actions: probabilities
+    elites: Tensor  # [E, kept, H, A] candidates of the next plan; kept = 0 for most planners
 
 
 class PlanResult(NamedTuple):
@@ -131,7 +162,7 @@ class PlanResult(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """Everything an agent remembers between two decisions, one entry per environment."""
+    """What a planning agent remembers between two decisions, one entry per environment."""
 
     plan: PlanState
 
@@ -140,17 +171,20 @@ class ActOutput(NamedTuple):
     """Result of :meth:`Agent.act`. ``extras`` are per-environment records for the replay."""
 
     action: Tensor  # [E, A]
-    carry: Carry
+    carry: Any  # nested tuples of tensors [E, ...], such as Carry; () for agents without memory
     extras: dict[str, Tensor]  # name -> [E, ...]
     metrics: Metrics
 
 
-CarryT = TypeVar("CarryT")
-
-
 @runtime_checkable
 class Model(Protocol):
-    """All that a planner sees of a world; any number of leading dimensions."""
+    """All that a planner sees of a world; any number of leading dimensions.
+
+    A model may offer more, which is used where it is there: ``next`` (the next latent alone), ``rollout`` (whole sequences),
+    ``fast_returns`` and ``fast_proposals`` (see :mod:`worldmpc.planners`), ``num_particles`` (imagined copies of every candidate,
+    over which returns are averaged; its ``step`` gets them as the first dimension), ``action_probs`` (the policy prior's
+    probabilities of one-hot actions, [..., Z] -> [..., A]) and ``trajectory`` (a learned prior over action sequences).
+    """
 
     def encode(self, obs: Tensor) -> Tensor:
         """[..., *O] -> [..., Z]."""
@@ -173,6 +207,10 @@ class Model(Protocol):
 class Planner(Protocol):
     """Refines action sequences against a model; keeps no hidden state."""
 
+    def noise_specs(self, num_envs: int) -> dict[str, Any]:
+        """Declare the noise of one plan, name -> :class:`worldmpc.noise.NoiseSpec`."""
+        ...
+
     def init(self, num_envs: int, device: torch.device) -> PlanState:
         """Return the warm start of fresh episodes."""
         ...
@@ -186,20 +224,37 @@ class Planner(Protocol):
 class Agent(Protocol):
     """Acts and learns; never steps environments, logs or saves itself."""
 
-    def init_carry(self, num_envs: int) -> Carry:
+    config: Any
+    spec: EnvSpec
+    device: torch.device
+    discount: float
+    model: Any
+    """The torch module that holds all its networks."""
+    modes: tuple[Mode, ...]
+    """How it can act."""
+
+    def make_source(self, num_envs: int, generator: torch.Generator) -> DataSource:
+        """Return what it learns from: where transitions go and batches come from; ``generator`` is the CPU stream of sampling."""
+        ...
+
+    def init_carry(self, num_envs: int) -> Any:
         """Return the carry of ``num_envs`` fresh episodes."""
         ...
 
-    def act(self, carry: Carry, obs: Tensor, mode: Mode) -> ActOutput:
-        """[E, *O] -> action [E, A] in [-1, 1]."""
+    def act(self, carry: Any, obs: Tensor, mode: Mode) -> ActOutput:
+        """[E, *O] -> action [E, A]: in [-1, 1], or one-hot."""
         ...
 
-    def update(self, batch: Batch) -> Metrics:
-        """Do one gradient update and return its metrics."""
+    def update(self, batch: Any) -> Metrics:
+        """Do one update and return its metrics, among them ``total_loss``."""
+        ...
+
+    def reset_eval_noise(self, *index: int) -> None:
+        """Start the evaluation stream anew, so that evaluations neither depend on nor disturb anything else."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return parameters, optimisers, running statistics and random streams."""
+        """Return parameters (as ``model``), optimisers, running statistics and random streams."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -210,6 +265,11 @@ class Agent(Protocol):
 class DataSource(Protocol):
     """Takes transitions, hands out batches, and says when an update is due."""
 
+    decisions: int
+    updates: int
+    seed_decisions: int
+    """Decisions at random before the agent acts."""
+
     def observe(self, step: Transition) -> None:
         """Take one decision of every environment."""
         ...
@@ -219,7 +279,31 @@ class DataSource(Protocol):
         ...
 
     def next(self) -> Batch:
-        """Return the batch of the next update."""
+        """Return the batch of the next update, and count it as done."""
+        ...
+
+    def describe(self) -> str:
+        """Return one line: what it holds and where."""
+        ...
+
+    def cut(self) -> None:
+        """End all running episodes where they are, as if truncated."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the counters."""
+        ...
+
+    def data_state(self) -> dict[str, Tensor]:
+        """Return the stored data; tensors may share memory with it until the next step is observed."""
+        ...
+
+    def load_data(self, data: Mapping[str, Tensor] | None) -> None:
+        """Restore what :meth:`data_state` returned; None: go on without, collecting anew before the next update."""
         ...
 
 

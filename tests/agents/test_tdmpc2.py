@@ -13,7 +13,7 @@ from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, OptimConfig, discount_from_episode_length, make_config
 from worldmpc.models import kernels
 from worldmpc.optim import learning_rate_scale
-from worldmpc.types import Batch, EnvSpec
+from worldmpc.types import EnvSpec, SequenceBatch
 
 SPEC = EnvSpec("test", (5,), 2, 50)
 
@@ -25,7 +25,7 @@ def make(spec=SPEC, **overrides):
 def make_batch(length=3, size=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     zeros = torch.zeros(length, size)
-    return Batch(
+    return SequenceBatch(
         obs=torch.randn(length + 1, size, 5, generator=generator),
         action=torch.rand(length, size, 2, generator=generator) * 2 - 1,
         reward=torch.randn(length, size, generator=generator),
@@ -76,7 +76,7 @@ def test_masked_steps_weigh_nothing():
     _, _, long = agent.model_loss(cut, noise)
     short_noise = {name: value[:2] if name == "td_policy" else value for name, value in noise.items()}
     short_noise["q_keep"] = noise["q_keep"][:, :2]
-    short = Batch(batch.obs[:3], *(value[:2] for value in batch[1:7]))
+    short = SequenceBatch(batch.obs[:3], *(value[:2] for value in batch[1:7]))
     _, _, expected = agent.model_loss(short, short_noise)
     for name in ("consistency_loss", "reward_loss", "value_loss"):
         assert_close(long[name] * 3 / 2, expected[name])

@@ -13,7 +13,7 @@ from tests.data.reference import EXTRAS, Step, Stream, image
 from worldmpc.config import ConfigError
 from worldmpc.data import Replay
 from worldmpc.planners.sampling import PLAN_RECORDS
-from worldmpc.types import Batch, Transition
+from worldmpc.types import SequenceBatch, Transition
 
 CASES = st.fixed_dictionaries(
     {
@@ -42,13 +42,13 @@ def pair(case: dict) -> tuple[Replay, Stream]:
     return replay, Stream(rows=replay.rows, **{name: case[name] for name in names})
 
 
-def every(replay: Replay, horizon: int | None = None) -> Batch:
+def every(replay: Replay, horizon: int | None = None) -> SequenceBatch:
     """All available windows, each once: the middle of each window's share of [0, 1)."""
     count = replay.num_windows(horizon)
     return replay.sample((torch.arange(count, dtype=torch.float64) + 0.5) / count, horizon)
 
 
-def check(batch: Batch, windows: list[list[Step]], horizon: int, dtype: torch.dtype) -> None:
+def check(batch: SequenceBatch, windows: list[list[Step]], horizon: int, dtype: torch.dtype) -> None:
     """Hold every window of a batch, field by field, against the reference's."""
     assert batch.mask.shape == (horizon, len(windows))
     for column, steps in enumerate(windows):
@@ -134,11 +134,11 @@ def same(one: torch.Tensor, two: torch.Tensor) -> bool:
     return one.shape == two.shape and one.dtype == two.dtype and torch.equal(torch.nan_to_num(one, 77.0), torch.nan_to_num(two, 77.0))
 
 
-def assert_same(one: Batch, two: Batch) -> None:
+def assert_same(one: SequenceBatch, two: SequenceBatch) -> None:
     """Every field of two batches is equal."""
     assert one.extras.keys() == two.extras.keys()
     fields = {name: (one.extras[name], two.extras[name]) for name in one.extras}
-    fields |= {name: (getattr(one, name), getattr(two, name)) for name in Batch._fields if name != "extras"}
+    fields |= {name: (getattr(one, name), getattr(two, name)) for name in SequenceBatch._fields if name != "extras"}
     for name, (left, right) in fields.items():
         assert same(left, right), name
 

@@ -375,7 +375,7 @@ def test_environments_that_differ_are_refused(workers: int | None) -> None:
         make_envs(build, config(workers, 3))
     index = {None: 2, 1: 1, 3: 0}[workers]  # with workers one more is made in this process
     assert str(caught.value) == (
-        f"Other: environment {index} has observations (4,) and actions (3,), environment 0 has (4,) and (2,); "
+        f"Other: environment {index} has observations (4,) and actions (3,), environment 0 has observations (4,) and actions (2,); "
         "environments stepped together must agree"
     )
 
@@ -389,7 +389,8 @@ def test_discrete_actions_in_a_worker_alone() -> None:
             env.action_space = Discrete(2)
         return env
 
-    with pytest.raises(ConfigError, match="^Walk: discrete actions are not supported"):
+    expected = r"^Walk: environment [01] has observations \(4,\) and 2 choices, environment 0 has .* actions \(2,\); .* must agree"
+    with pytest.raises(ConfigError, match=expected):
         make_envs(build, config(2))
 
 

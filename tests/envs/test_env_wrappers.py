@@ -8,7 +8,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from worldmpc.config import EnvConfig
@@ -106,3 +107,45 @@ def test_termination_at_the_time_limit_keeps_both_flags() -> None:
     envs.reset()
     step = [envs.step(torch.zeros(1, 2)) for _ in range(4)][-1]
     assert step.terminated and step.truncated
+
+
+class Choices(gymnasium.Env[Any, Any]):
+    """Remembers choices out of 5, 6 and 7."""
+
+    def __init__(self) -> None:
+        self.action_space = Discrete(3, start=5)
+        self.observation_space = Box(-np.inf, np.inf, (1,), np.float64)
+        self.actions: list[Any] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(1), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), action
+        self.actions.append(action)
+        return np.full(1, float(action)), 1.0, False, False, {}
+
+
+def test_discrete_actions_are_one_hot_vectors() -> None:
+    inner = Choices()
+    env = make_env(inner)
+    assert env.env_spec.discrete and env.env_spec.action_dim == 3
+    env.reset()
+    for action in ([1, 0, 0], [0, 0, 1], [0, 1, 0], [0.2, 0.3, 0.1]):
+        env.step(np.array(action, np.float32))
+    assert inner.actions == [5, 7, 6, 6]
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_discrete_actions_of_foreign_vector_environments(mode: AutoresetMode) -> None:
+    made = [Choices(), Choices()]
+    vector = SyncVectorEnv([lambda: made[0], lambda: made[1]], autoreset_mode=mode)
+    with make_envs(vector) as envs:
+        assert envs.spec.discrete and envs.spec.action_dim == 3
+        envs.reset()
+        step = envs.step(torch.eye(3)[[2, 0]])
+    assert step.next_obs.tolist() == [[7.0], [5.0]] and [env.actions for env in made] == [[7], [5]]
+
+
+def test_box_actions_are_not_called_discrete() -> None:
+    assert not make_env(Recorder()).env_spec.discrete

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from worldmpc.config import ConfigError, ModelConfig
+from worldmpc.functional import parameter_table
 from worldmpc.models import kernels, native
 from worldmpc.models.nets import MLP
 from worldmpc.models.two_hot import TwoHot
@@ -43,7 +44,7 @@ def _count(config, obs_dim, action_dim):
 
 def test_parameter_table_counts_what_is_there():
     model = WorldModel(SMALL, 7, 3, terminates=True)
-    table = dict(model.parameter_table())
+    table = dict(parameter_table(model))
     assert table["total"] == sum(value for name, value in table.items() if name != "total")
     assert table["total"] == sum(p.numel() for name, p in model.named_parameters() if not name.startswith("target_q."))
     assert table["total"] - table["termination"] == _count(SMALL, 7, 3)

@@ -23,9 +23,10 @@ from worldmpc.training.trainer import DivergenceError, check_losses, make_state,
 
 
 def make(task="toy/balance", num_envs=1, seed_decisions=20, **overrides):
-    config = make_config("debug", task=task, **{"env.num_envs": num_envs, **overrides})
+    fixed = {"env.num_envs": num_envs, "replay.capacity": 2000, "train.seed_decisions": seed_decisions}
+    config = make_config("debug", task=task, **{**fixed, **overrides})
     envs = make_envs(task, config.env, seed=config.seed)
-    return make_state(TDMPC2(config, envs.spec), envs, capacity=2000, seed_decisions=seed_decisions)
+    return make_state(TDMPC2(config, envs.spec), envs)
 
 
 def snapshot(state):
@@ -199,10 +200,10 @@ def test_learns_a_point_mass_in_seconds():
     config = make_config(
         "debug", task="toy/pointmass", seed=3,
         model={"enc_dim": 32, "mlp_dim": 32, "latent_dim": 32}, planner={"num_samples": 48, "num_elites": 8},
-        **{"loss.batch_size": 32, "optim.lr": 1e-3},
+        **{"loss.batch_size": 32, "optim.lr": 1e-3, "replay.capacity": 5000, "train.seed_decisions": 200},
     )  # fmt: skip
     envs = make_envs(config.task, config.env, seed=3)
-    state = make_state(TDMPC2(config, envs.spec), envs, capacity=5000, seed_decisions=200)
+    state = make_state(TDMPC2(config, envs.spec), envs)
     train(state, [], 900)
     eval_envs = make_envs(config.task, dataclasses.replace(config.env, num_envs=5), seed=4)
     starts = eval_envs.reset(seed=derive_seed(3, "eval", 0))

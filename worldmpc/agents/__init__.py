@@ -1,1 +1,35 @@
-"""Agents: which parts, which losses, which optimiser groups."""
+"""Agents: each wires parts into an algorithm."""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import torch
+
+from worldmpc.config import RunConfig
+from worldmpc.types import Agent, EnvSpec
+
+CLASSES = {
+    "tdmpc2": "worldmpc.agents.tdmpc2:TDMPC2",
+    "mpc": "worldmpc.agents.mpc:MPC",
+    "mbmpc": "worldmpc.agents.mbmpc:MBMPC",
+    "pets": "worldmpc.agents.mbmpc:MBMPC",
+    "dqn": "worldmpc.agents.dqn:DQN",
+    "ppo": "worldmpc.agents.ppo:PPO",
+    "sac": "worldmpc.agents.sac:SAC",
+    "td3": "worldmpc.agents.td3:TD3",
+}
+"""``agent`` -> ``module:class``, imported when first used."""
+
+
+def make_agent(config: RunConfig, spec: EnvSpec, device: torch.device | str = "cpu") -> Agent:
+    """Return the untrained agent that a configuration names, for environments of this kind.
+
+    Raises:
+        ConfigError: an observation or action space that the agent or its planner does not support.
+    """
+    module, _, name = CLASSES[config.agent].partition(":")
+    decisions = math.ceil(config.steps / spec.action_repeat)
+    total_updates = max(int(decisions * config.train.utd), 1)
+    return getattr(importlib.import_module(module), name)(config, spec, device, total_updates=total_updates)

@@ -11,9 +11,9 @@ from worldmpc.config import RunConfig
 from worldmpc.functional import Captured, Compiled
 from worldmpc.models.packing import constant_parameters
 from worldmpc.optim import GroupOptimizer
-from worldmpc.types import Batch, Metrics, Noise
+from worldmpc.types import Metrics, Noise, SequenceBatch
 
-ModelLoss = Callable[[Batch, Noise], tuple[Tensor, Tensor, Metrics]]
+ModelLoss = Callable[[SequenceBatch, Noise], tuple[Tensor, Tensor, Metrics]]
 """``(batch, noise) -> loss [*N], imagined latents without gradient, metrics [*N]``."""
 PolicyLoss = Callable[[Tensor, Tensor, Tensor, Noise], tuple[Tensor, Metrics]]
 """``(latents, mask, running scale [*N], noise) -> loss [*N], metrics [*N]``."""
@@ -51,7 +51,7 @@ class Learner:
         self.updates = 0
         self._step = Captured(self.step) if config.cuda_graph else self.step
 
-    def update(self, batch: Batch, noise: Noise) -> Metrics:
+    def update(self, batch: SequenceBatch, noise: Noise) -> Metrics:
         """Do one update; a loss or gradient that is not finite, or a loss above ``train.max_loss``, is not applied, in no seed."""
         self.model_optimizer.schedule(self.updates)
         self.policy_optimizer.schedule(self.updates)
@@ -59,7 +59,7 @@ class Learner:
         self.updates += 1
         return metrics
 
-    def step(self, batch: Batch, noise: Noise) -> Metrics:
+    def step(self, batch: SequenceBatch, noise: Noise) -> Metrics:
         """Do one update with the learning rates as they are; nothing here depends on numbers outside of tensors that change."""
         with constant_parameters():
             with self._autocast():
@@ -82,7 +82,7 @@ class Learner:
     def leave_to_stack(self) -> None:
         """Refuse to update from now on: whoever shares the counters of a stack must not go on alone."""
 
-        def refuse(batch: Batch, noise: Noise) -> Metrics:
+        def refuse(batch: SequenceBatch, noise: Noise) -> Metrics:
             raise RuntimeError("this agent learns through its stack; save it and load it to go on alone")
 
         self._step = refuse

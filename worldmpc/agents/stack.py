@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from worldmpc.agents.learner import Learner
-from worldmpc.agents.tdmpc2 import TDMPC2, plan_output
+from worldmpc.agents.planning import plan_output
+from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.functional import CapturedByShape, maybe_compile, tree_map
 from worldmpc.optim import GroupOptimizer
-from worldmpc.types import ActOutput, Batch, Carry, Metrics, Noise, PlanResult, PlanState
+from worldmpc.types import ActOutput, Carry, Metrics, Noise, PlanResult, SequenceBatch
 
 TreeT = TypeVar("TreeT")
 
@@ -82,17 +83,17 @@ class Stack:
             return [agent.act(carry, own, "explore") for agent, carry, own in zip(self.agents, carries, obs, strict=True)]
         specs = first.planner.noise_specs(len(obs[0]))
         noise = _stacked([agent.streams["explore"].draw(specs) for agent in self.agents])
-        starts = PlanState(torch.stack([carry.plan.mean for carry in carries]))
+        starts = _stacked([carry.plan for carry in carries])
         plan: PlanResult = self._plan(torch.stack(list(obs)).to(first.device), starts, noise)
         return [plan_output(tree_map(operator.itemgetter(index), plan)) for index in range(len(self.agents))]
 
-    def update(self, batches: Sequence[Batch]) -> list[Metrics]:
+    def update(self, batches: Sequence[SequenceBatch]) -> list[Metrics]:
         """Do one update of every seed on its own batch; return the metrics of each."""
         steps, batch_size = batches[0].reward.shape
         noise = _stacked([agent.streams["update"].draw(agent.noise_specs(steps, batch_size)) for agent in self.agents])
         return self.update_with_noise(_stacked(batches), noise)
 
-    def update_with_noise(self, batch: Batch, noise: Noise) -> list[Metrics]:
+    def update_with_noise(self, batch: SequenceBatch, noise: Noise) -> list[Metrics]:
         """Do one update with given noise; every tensor of both has a leading ``N``."""
         metrics = self.learner.update(batch, noise)
         for agent in self.agents:

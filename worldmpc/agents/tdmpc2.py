@@ -10,19 +10,22 @@ import torch
 from torch import Tensor
 
 from worldmpc import losses
+from worldmpc.agents.common import Streams, discount_of, vector_dim
 from worldmpc.agents.learner import Learner
-from worldmpc.config import ConfigError, RunConfig, discount_from_episode_length
+from worldmpc.agents.planning import plan_output, plan_replay
+from worldmpc.config import RunConfig, seed_decisions
+from worldmpc.data.source import ReplaySource
 from worldmpc.functional import CapturedByShape, Compiled, maybe_compile
 from worldmpc.models.packing import constant_parameters
 from worldmpc.models.world_model import WorldModel
-from worldmpc.noise import NoiseSpec, NoiseStream
+from worldmpc.noise import NoiseSpec
 from worldmpc.optim import GroupOptimizer
-from worldmpc.planners.sampling import MPPI
-from worldmpc.types import ActOutput, Batch, Carry, EnvSpec, LossTerm, Metrics, Mode, Noise, PlanResult, PlanState
+from worldmpc.planners import make_planner
+from worldmpc.types import ActOutput, Carry, EnvSpec, LossTerm, Metrics, Mode, Noise, PlanResult, PlanState, SequenceBatch
 
 
 class TDMPC2:
-    """Plans with MPPI in the latent space of a world model that it learns from replayed windows.
+    """Plans in the latent space of a world model that it learns from replayed windows, with Box and with Discrete actions.
 
     Args:
         config: the run's configuration.
@@ -35,14 +38,15 @@ class TDMPC2:
     """
 
     def __init__(self, config: RunConfig, spec: EnvSpec, device: torch.device | str = "cpu", total_updates: int = 1) -> None:
-        if len(spec.obs_shape) != 1:
-            raise ConfigError(f"task: observations of shape {list(spec.obs_shape)} are not supported, only vectors")
         self.config, self.spec, self.device = config, spec, torch.device(device)
-        self.discount = discount_from_episode_length(spec.episode_length) if config.env.discount is None else config.env.discount
+        self.discount = discount_of(config, spec)
         self.terminates = config.model.termination == "on" or (config.model.termination == "auto" and spec.can_terminate)
-        self.model = WorldModel(config.model, spec.obs_shape[0], spec.action_dim, terminates=self.terminates, seed=config.seed)
+        self.model = WorldModel(
+            config.model, vector_dim(spec), spec.action_dim, terminates=self.terminates, discrete=spec.discrete, seed=config.seed
+        )
         self.model.to(self.device)
-        self.planner = MPPI(config.planner, spec.action_dim, self.discount, self.model.num_q)
+        self.planner = make_planner(config.planner, spec.action_dim, self.discount, self.model.num_q, spec.discrete)
+        self._policy_objective = losses.expected_q_policy if spec.discrete else losses.max_q_policy
         self.terms: dict[str, LossTerm] = {"consistency": losses.consistency, "reward": losses.reward, "value": losses.value}
         self.weights = {"consistency": config.loss.consistency_coef, "reward": config.loss.reward_coef, "value": config.loss.value_coef}
         groups = {"encoder.": config.optim.enc_lr_scale, "dynamics.": 1.0, "reward.": 1.0, "q.": 1.0}
@@ -58,13 +62,18 @@ class TDMPC2:
             self.model.update_target,
             torch.ones((), device=self.device),
         )
-        self.streams = {name: NoiseStream(config.seed, name, device=self.device) for name in ("explore", "eval", "update")}
+        self.streams = Streams(config.seed, self.device)
         self._plan = maybe_compile(self.planner.plan, config.compile)
         self._verbs: dict[bool, Callable[..., PlanResult]] = {
             explore: functools.partial(self.plan, explore=explore) for explore in (True, False)
         }
         if config.cuda_graph:
             self._verbs = {explore: CapturedByShape(verb) for explore, verb in self._verbs.items()}
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """How it can act; without planning there is nothing but the prior."""
+        return ("explore", "eval", "prior") if self.config.planner.mpc else ("explore", "eval")
 
     @property
     def compile_seconds(self) -> float:
@@ -83,8 +92,8 @@ class TDMPC2:
 
     @torch.no_grad()
     def act(self, carry: Carry, obs: Tensor, mode: Mode) -> ActOutput:
-        """Choose actions: [E, O] -> [E, A] in [-1, 1]; ``mode`` is explore, eval, or prior (the policy's mean)."""
-        obs, stream = obs.to(self.device), self.streams["explore" if mode == "explore" else "eval"]
+        """Choose actions: [E, O] -> [E, A] in [-1, 1], or one-hot; ``mode`` is explore, eval, or prior (the policy's mean)."""
+        obs, stream = obs.to(self.device), self.streams.acting(mode)
         if mode == "prior" or not self.config.planner.mpc:
             eps = stream.draw({"eps": NoiseSpec("normal", (len(obs), self.spec.action_dim))})["eps"]
             action = self.model.propose(self.model.encode(obs), eps if mode == "explore" else torch.zeros_like(eps))
@@ -97,29 +106,26 @@ class TDMPC2:
         with constant_parameters(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.planner.precision == "bf16"):
             return self._plan(self.model, self.model.encode(obs), state, noise, explore)
 
-    def update(self, batch: Batch) -> Metrics:
+    def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
+        """Return a replay of windows of ``planner.horizon`` steps, with what plans leave in it."""
+        config, replay = self.config, plan_replay(self.config, self.spec, num_envs, self.device)
+        first = seed_decisions(config, self.spec.episode_length)
+        return ReplaySource(replay, config.loss.batch_size, config.train.utd, first, generator)
+
+    def update(self, batch: SequenceBatch) -> Metrics:
         """Do one published update: world model, then policy, then slow critics."""
         return self.update_with_noise(batch, self.streams["update"].draw(self.noise_specs(batch.reward.shape[0], batch.reward.shape[1])))
 
-    def update_with_noise(self, batch: Batch, noise: Noise) -> Metrics:
+    def update_with_noise(self, batch: SequenceBatch, noise: Noise) -> Metrics:
         """Do one update with given noise; a loss or gradient that is not finite, or a loss above ``train.max_loss``, is not applied."""
         return self.learner.update(batch, noise)
 
     def noise_specs(self, length: int, batch_size: int) -> dict[str, NoiseSpec]:
         """Declare the noise of one update on a batch of ``length`` steps."""
-        dim, num_q, rate = self.spec.action_dim, self.model.num_q, self.config.model.dropout
-        specs = {
-            "td_policy": NoiseSpec("normal", (length, batch_size, dim)),
-            "td_critics": NoiseSpec("subset", (2,), num_q),
-            "pi_policy": NoiseSpec("normal", (length + 1, batch_size, dim)),
-            "pi_critics": NoiseSpec("subset", (2,), num_q),
-        }
-        if rate:
-            specs["q_keep"] = NoiseSpec("keep", (num_q, length, batch_size, self.model.hidden_dim), rate)
-            specs["pi_keep"] = NoiseSpec("keep", (2, length + 1, batch_size, self.model.hidden_dim), rate)
-        return specs
+        model = self.model
+        return losses.noise_specs(length, batch_size, self.spec.action_dim, model.num_q, model.hidden_dim, self.config.model.dropout)
 
-    def model_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor, Metrics]:
+    def model_loss(self, batch: SequenceBatch, noise: Noise) -> tuple[Tensor, Tensor, Metrics]:
         """Return the world model's loss [], the imagined latents [T+1, B, Z] without gradient, and metrics."""
         rollout = losses.roll(self.model, batch, self.discount, self.config.loss.rho, noise)
         loss, metrics = losses.weighted_sum(self.terms, self.weights, self.model, rollout, batch, noise)
@@ -129,11 +135,11 @@ class TDMPC2:
         """Return the policy's loss [] and metrics: latents [T+1, B, Z], mask of the steps [T, B], running scale []."""
         config = self.config.loss
         mask = torch.cat((torch.ones_like(mask[:1]), mask))
-        return losses.max_q_policy(self.model, zs, mask, scale, config.rho, config.entropy_coef, config.tau, noise)
+        return self._policy_objective(self.model, zs, mask, scale, config.rho, config.entropy_coef, config.tau, noise)
 
     def reset_eval_noise(self, *index: int) -> None:
-        """Start the evaluation stream anew, so that evaluations neither depend on nor disturb anything else."""
-        self.streams["eval"] = NoiseStream(self.config.seed, "eval", *index, device=self.device)
+        """Start the evaluation stream anew."""
+        self.streams.restart_eval(*index)
 
     def state_dict(self) -> dict[str, Any]:
         """Return parameters, optimisers, running scale, counter and random streams."""
@@ -143,7 +149,7 @@ class TDMPC2:
             "policy_optimizer": self.learner.policy_optimizer.state_dict(),
             "scale": self.learner.scale,
             "updates": self.learner.updates,
-            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+            "streams": self.streams.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -153,12 +159,4 @@ class TDMPC2:
         self.learner.policy_optimizer.load_state_dict(state["policy_optimizer"])
         self.learner.scale.copy_(state["scale"])
         self.learner.updates = int(state["updates"])
-        for name, stream in self.streams.items():
-            stream.load_state_dict(state["streams"][name])
-
-
-def plan_output(plan: PlanResult) -> ActOutput:
-    """Return a plan as the answer of an agent."""
-    return ActOutput(
-        plan.action, Carry(plan.state), {"plan_mean": plan.mean[:, 0], "plan_std": plan.std[:, 0], "plan_value": plan.value}, plan.metrics
-    )
+        self.streams.load_state_dict(state["streams"])

@@ -25,7 +25,7 @@ from worldmpc.report.benchmarks import SCHEMA
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.runtime import check_modes, keep_compiled_code, keep_freed_memory, resolve_device, set_threads, suggested_threads
 from worldmpc.training.trainer import Solo, Team, collect_together, learn_together, make_state
-from worldmpc.types import Batch, EnvSpec
+from worldmpc.types import EnvSpec, SequenceBatch
 
 WARM_UP = 3
 """Rounds before measuring, behind the first call: memory is allocated, and graphs are captured."""
@@ -166,10 +166,10 @@ def _of_seeds(products: list[Product], seeds: int) -> list[Product]:
     return [product._replace(count=product.count * seeds) for product in products]
 
 
-def synthetic_batch(length: int, batch_size: int, obs_dim: int, action_dim: int, device: torch.device) -> Batch:
+def synthetic_batch(length: int, batch_size: int, obs_dim: int, action_dim: int, device: torch.device) -> SequenceBatch:
     """Return a batch of whole windows with random contents."""
     steps = (length, batch_size)
-    return Batch(
+    return SequenceBatch(
         obs=torch.randn(length + 1, batch_size, obs_dim, device=device),
         action=torch.rand(*steps, action_dim, device=device) * 2 - 1,
         reward=torch.rand(steps, device=device),
@@ -210,17 +210,19 @@ def measure_environment(config: RunConfig, seconds: float) -> dict[str, Any]:
 
 def measure_training(config: RunConfig, device: torch.device, seconds: float) -> dict[str, Any]:
     """Train on ``config.task`` for about ``seconds``: acting, environment, replay and updates, without evaluation and logging."""
+    config = dataclasses.replace(
+        config,
+        replay=dataclasses.replace(config.replay, capacity=min(config.replay.capacity, 100_000)),
+        train=dataclasses.replace(config.train, seed_decisions=SEED_DECISIONS),
+    )
     with ExitStack() as stack:
         vectors = [stack.enter_context(make_envs(config.task, config.env, seed=seed)) for seed in config.seeds or (config.seed,)]
         envs = vectors[0]
         agents, team = _team(config, envs.spec, device)
-        capacity = min(config.replay.capacity, 100_000)
-        states = [
-            make_state(agent, own, capacity=capacity, seed_decisions=SEED_DECISIONS) for agent, own in zip(agents, vectors, strict=True)
-        ]
+        states = [make_state(agent, own) for agent, own in zip(agents, vectors, strict=True)]
         for own in vectors:
             own.reset()
-        while states[0].source.decisions < SEED_DECISIONS or not all(state.source.replay.num_windows() for state in states):
+        while states[0].source.decisions < SEED_DECISIONS or not all(state.source.ready() for state in states):
             collect_together(team, states)
         for state in states:  # the seed phase's updates come all at once; two of them, and then the steady state
             state.source.updates = max(int(state.decisions * config.train.utd) - 2, 0)

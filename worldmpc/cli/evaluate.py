@@ -10,11 +10,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.cli.output import console_for, say, write_json
 from worldmpc.cli.text import EVALUATE
 from worldmpc.cli.words import override_values, split_words
-from worldmpc.config import ConfigError, RunConfig, nest, resolve_model
+from worldmpc.config import ConfigError, RunConfig, nest, network_width, plans
 from worldmpc.envs import canonical_task, make_envs
 from worldmpc.noise import derive_seed
 from worldmpc.report.provenance import command_line, git_commit, machine_info
@@ -24,6 +23,7 @@ from worldmpc.training.evaluator import EvalResult
 from worldmpc.training.evaluator import evaluate as play
 from worldmpc.training.restore import find_checkpoint, load_agent, trusted_task
 from worldmpc.training.run import MAX_EVAL_ENVS
+from worldmpc.types import Agent
 
 ALLOWED = ("planner.", "env.", "compile")
 """Configuration keys that do not change what was trained."""
@@ -56,9 +56,9 @@ def evaluate(words: list[str]) -> int:
     check_modes(config, str(agent.device))
     if config.compile:
         keep_compiled_code()
-    set_threads(options["threads"] or suggested_threads(resolve_model(config.model).mlp_dim))
+    set_threads(options["threads"] or suggested_threads(network_width(config)))
     mode = options["mode"]
-    how = "planning" if mode == "eval" and config.planner.mpc else "policy prior alone"
+    how = "policy prior alone" if mode == "prior" else f"{config.agent}, planning" if plans(config) else config.agent
     say(console, f"{config.task}: {how}, {path}, device {agent.device}")
     envs_config = dataclasses.replace(config.env, num_envs=min(options["episodes"], MAX_EVAL_ENVS))
     with make_envs(config.task, envs_config, seed=config.seed) as envs:
@@ -100,7 +100,7 @@ def _summary(result: EvalResult) -> dict[str, float | None]:
     }
 
 
-def _record(result: EvalResult, path: Path, config: RunConfig, agent: TDMPC2, mode: str) -> dict[str, Any]:
+def _record(result: EvalResult, path: Path, config: RunConfig, agent: Agent, mode: str) -> dict[str, Any]:
     return {
         "command": command_line(),
         "commit": git_commit(),
@@ -119,7 +119,7 @@ def _record(result: EvalResult, path: Path, config: RunConfig, agent: TDMPC2, mo
     }
 
 
-def _record_video(path: Path, agent: TDMPC2, config: RunConfig, mode: Any) -> float:
+def _record_video(path: Path, agent: Agent, config: RunConfig, mode: Any) -> float:
     """Record one episode as played, planning or not, and return its return."""
     single = dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None)
     with make_envs(config.task, single, seed=derive_seed(config.seed, "video") % 2**31, render=True) as envs:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from worldmpc.cli.words import Option
-from worldmpc.config import PRESETS, RunConfig, flat_fields
+from worldmpc.config import AGENTS, PRESETS, TUNED, RunConfig, flat_fields
 
 COMMANDS = {
     "train": "train an agent on a task",
@@ -87,6 +87,8 @@ _ABOUT = {
 _EXAMPLES = {
     "train": (
         "worldmpc train task=dmc/walker-walk preset=cpu",
+        "worldmpc train agent=dqn task=gym/CartPole-v1",
+        "worldmpc train agent=mpc planner=cem task=gym/Pendulum-v1",
         "worldmpc train task=gym/HalfCheetah-v5 planner.horizon=5 device=cuda",
         "worldmpc train task=dmc/cheetah-run -m seed=1,2,3",
         "worldmpc train task=dmc/cheetah-run seeds=[1,2,3]",
@@ -125,7 +127,7 @@ def command_help(command: str) -> str:
         lines += ["", "options (name=value, or --name value):"]
         lines += _rows({_option_name(name, option): option.help for name, option in OPTIONS[command].items()})
     if command == "train":
-        lines += _keys() + _presets()
+        lines += _keys() + _layers()
     lines += ["", "examples:", *(f"  {example}" for example in _EXAMPLES[command])]
     return "\n".join(lines) + "\n"
 
@@ -148,9 +150,13 @@ def _keys() -> list[str]:
     return lines
 
 
-def _presets() -> list[str]:
-    rows = {f"preset={name}": ", ".join(_flat(values)) or "the defaults above" for name, values in PRESETS.items()}
-    return ["", "Presets, and what they change:", *_rows(rows)]
+def _layers() -> list[str]:
+    agents = {f"agent={name}": ", ".join(_flat(values)) or "the defaults above" for name, values in AGENTS.items()}
+    presets = {f"preset={name}": ", ".join(_flat(values)) or "nothing" for name, values in PRESETS.items()}
+    presets["preset=cpu"] += " (agent=tdmpc2; others are small anyway)"
+    tuned = "; ".join(f"{agent}: {', '.join(tasks)}" for agent, tasks in TUNED.items())
+    presets["preset=tuned"] = f"settings of its own for each of {tuned}"
+    return ["", "Agents, and what they change:", *_rows(agents), "", "Presets, and what they change then:", *_rows(presets)]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -169,6 +175,8 @@ def _plain(value: Any) -> str:
     """Write a value as the command line takes it."""
     if value is None:
         return "null"
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(_plain, value))}]"
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 import os
 import signal
 import sys
@@ -21,8 +23,8 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 
 from worldmpc.cli.errors import INTERRUPTED, report_error
-from worldmpc.cli.words import check_overrides
-from worldmpc.config import PRESETS, ConfigError, RunConfig, make_config
+from worldmpc.cli.words import check_overrides, expand_names
+from worldmpc.config import ConfigError, RunConfig, make_config, merge, preset_values
 
 _QUIET = [{"override hydra/hydra_logging": "none"}, {"override hydra/job_logging": "none"}]
 _HYDRA = {"run": {"dir": "."}, "output_subdir": None, "job": {"chdir": False, "name": "worldmpc"}, "sweep": {"subdir": "."}}
@@ -32,7 +34,7 @@ _ELSEWHERE = ("hydra/launcher", "hydra.launcher", "hydra.sweep.dir")
 
 def train(words: list[str]) -> int:
     """Train one run, or with ``-m`` one per combination of values, and return the exit status."""
-    multirun, show, words = _flags(words)
+    multirun, show, words = _flags(expand_names(words))
     overrides = check_overrides(words, sweep=multirun)
     if multirun:
         _check_combinations(overrides)
@@ -68,18 +70,22 @@ def _flags(words: Sequence[str]) -> tuple[bool, bool, list[str]]:
 
 
 def _store() -> None:
-    """Tell Hydra the defaults and the presets; ``_self_`` first, so that presets win over defaults and overrides over both."""
-    store = ConfigStore.instance()
-    defaults = ["_self_", {"preset": "default"}, *_QUIET]
-    store.store(name="worldmpc", node={"defaults": defaults, **RunConfig().to_dict(), "hydra": _HYDRA})
-    for name, values in PRESETS.items():
-        store.store(group="preset", name=name, package="_global_", node={**values, "preset": name})
+    """Tell Hydra all keys and their types; which agent's defaults and which preset lie below overrides is settled in :func:`_to_config`."""
+    defaults = ["_self_", *_QUIET]
+    ConfigStore.instance().store(name="worldmpc", node={"defaults": defaults, **RunConfig().to_dict(), "hydra": _HYDRA})
 
 
 def _to_config(composed: DictConfig) -> RunConfig:
-    plain = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(plain, dict)
-    return RunConfig.from_dict({str(name): value for name, value in plain.items() if name != "hydra"})
+    """Put what was overridden on top of the agent's defaults and the preset."""
+    task_overrides = composed.hydra.overrides.task if "hydra" in composed else HydraConfig.get().overrides.task
+    raw: Any = OmegaConf.to_container(composed, resolve=False)
+    layered = OmegaConf.create(merge(RunConfig().to_dict(), preset_values(composed.preset, composed.agent, composed.task)))
+    for override in check_overrides(list(task_overrides)):
+        value = override.value()
+        keys = [f"{override.key_or_group}.{name}" for name in value] if isinstance(value, dict) else [override.key_or_group]
+        for name in keys:
+            OmegaConf.update(layered, name, functools.reduce(operator.getitem, name.split("."), raw), force_add=True)
+    return RunConfig.from_dict(OmegaConf.to_container(layered, resolve=True))  # type: ignore[arg-type]
 
 
 def _check_combinations(overrides: Sequence[Any]) -> None:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from worldmpc.config import PRESETS, ConfigError, flat_fields, unknown_key
+from worldmpc.config import ConfigError, flat_fields, unknown_key
 
 
 class Option(NamedTuple):
@@ -58,7 +58,7 @@ def check_overrides(words: Sequence[str], *, sweep: bool = False) -> list[Any]:
     sections = {name.partition(".")[0] for name in names if "." in name}
     parser = OverridesParser.create()
     parsed: list[Any] = []
-    for word in words:
+    for word in expand_names(words):
         name = _check_word(word)
         passes = name.startswith(("hydra.", "hydra/"))
         if not passes and name not in names | sections:
@@ -74,6 +74,17 @@ def check_overrides(words: Sequence[str], *, sweep: bool = False) -> list[Any]:
             _check_value(name, override)
         parsed.append(override)
     return parsed
+
+
+def expand_names(words: Sequence[str]) -> list[str]:
+    """Write ``planner=cem`` as ``planner.name=cem``, for every section that has a name."""
+    named = {name.removesuffix(".name") for name, _ in flat_fields() if name.endswith(".name")}
+    expanded = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        short = bool(equals) and name in named and not value.lstrip().startswith(("{", "'{", '"{'))
+        expanded.append(f"{name}.name={value}" if short else word)
+    return expanded
 
 
 def override_values(words: Sequence[str]) -> dict[str, Any]:
@@ -99,12 +110,10 @@ def _check_word(word: str) -> str:
 
 
 def _check_value(name: str, override: Any) -> None:
-    """Check what Hydra would report less clearly: names of presets, and keys inside ``section={key: value}``."""
+    """Check what Hydra would report less clearly: keys inside ``section={key: value}``."""
     if override.is_sweep_override() and not override.is_discrete_sweep():
         return
     for value in override.sweep_iterator() if override.is_sweep_override() else [override.value()]:
-        if name == "preset" and (not isinstance(value, str) or value not in PRESETS):
-            raise ConfigError(f"preset: unknown preset '{value}'; one of {', '.join(PRESETS)}")
         if isinstance(value, Mapping):
             for key in value:
                 if f"{name}.{key}" not in dict(flat_fields()):

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worldmpc.config import ConfigError
+from worldmpc.config import ConfigError, RunConfig
 from worldmpc.data.windows import REAL, TERMINATED, TRUNCATED, Bools, Ints, WindowIndex
 from worldmpc.runtime import resolve_device
-from worldmpc.types import Batch, Transition
+from worldmpc.types import EnvSpec, SequenceBatch, Transition
 
 DONE = TERMINATED | TRUNCATED
 
@@ -179,7 +179,7 @@ class Replay:
         for index in self._indexes.values():
             index.rebuild(self._flags, self._end)
 
-    def sample(self, u: Tensor, horizon: int | None = None) -> Batch:
+    def sample(self, u: Tensor, horizon: int | None = None) -> SequenceBatch:
         """Return the windows that uniform numbers select, uniformly over all available starts.
 
         In padding (mask 0) the last observation is repeated, everything else is 0, and ``index`` is a row that nothing reads.
@@ -200,7 +200,7 @@ class Replay:
         if self.storage_device != self.device:
             obs, data, mask, index = (self._to_device(tensor) for tensor in (obs, data, mask, index))
         width = self.action_dim
-        return Batch(
+        return SequenceBatch(
             obs=obs,
             action=data[..., :width],
             reward=data[..., width],
@@ -218,7 +218,7 @@ class Replay:
 
         Args:
             name: the field.
-            index: rows as in ``Batch.index``, int64 [...].
+            index: rows as in ``SequenceBatch.index``, int64 [...].
             values: [..., *shape of the field].
 
         Raises:
@@ -370,6 +370,34 @@ class Replay:
         if self.device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
+
+
+def make_replay(
+    config: RunConfig,
+    spec: EnvSpec,
+    num_envs: int,
+    horizon: int,
+    *,
+    device: torch.device,
+    extras: Mapping[str, tuple[int, ...]] | None = None,
+) -> Replay:
+    """Return the replay that a run's configuration asks for: windows of ``horizon`` steps of environments of this kind.
+
+    Raises:
+        ConfigError: see :class:`Replay`.
+    """
+    return Replay(
+        config.replay.capacity,
+        num_envs,
+        spec.obs_shape,
+        spec.action_dim,
+        horizon,
+        windows=config.replay.windows,
+        obs_dtype=spec.obs_dtype,
+        extras=extras,
+        device=device,
+        storage_device=config.replay.storage_device,
+    )
 
 
 def _reserve(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

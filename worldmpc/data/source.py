@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from worldmpc.config import ConfigError
 from worldmpc.data.replay import Replay
-from worldmpc.types import Batch, Transition
+from worldmpc.types import Batch, SequenceBatch, Transition
 
 
 class ReplaySource:
     """Off-policy data: a replay, sampled uniformly, ``utd`` updates per decision whatever the number of environments."""
 
-    def __init__(self, replay: Replay, batch_size: int, utd: float, seed_decisions: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        replay: Replay,
+        batch_size: int,
+        utd: float,
+        seed_decisions: int,
+        generator: torch.Generator,
+        convert: Callable[[SequenceBatch], Batch] | None = None,
+    ) -> None:
         """Wrap a replay.
 
         Args:
@@ -25,6 +34,7 @@ class ReplaySource:
             utd: updates per decision.
             seed_decisions: decisions before the first update; as many updates as they are worth are due right after them.
             generator: CPU generator of the sampling stream; saving it is its owner's business.
+            convert: makes what an update wants out of windows; None: windows.
 
         Raises:
             ConfigError: a value out of range, or a generator on another device.
@@ -42,6 +52,7 @@ class ReplaySource:
         self.utd = utd
         self.seed_decisions = seed_decisions
         self.generator = generator
+        self.convert = convert
         self.decisions = 0
         self.updates = 0
         self.resume_at = 0
@@ -64,20 +75,51 @@ class ReplaySource:
         self.decisions += int(step.valid.sum())
 
     def ready(self) -> int:
-        """Return how many updates are due: 0 before the end of the seed phase and while there is no window to train on."""
-        if self.decisions < max(self.seed_decisions, self.resume_at) or not self.replay.num_windows():
+        """Return how many updates are due: 0 before the end of the seed phase and while there is no window to train on.
+
+        Raises:
+            ConfigError: there is no window long after the seed phase.
+        """
+        if self.decisions < max(self.seed_decisions, self.resume_at):
+            return 0
+        if not self.replay.num_windows():
+            if not self.updates and self.decisions >= 2 * max(self.seed_decisions, 500):
+                raise ConfigError(
+                    f"replay.windows: after {self.decisions} decisions there is no window of {self.replay.horizon} steps, "
+                    f"as episodes are shorter; use replay.windows=padded or a smaller planner.horizon"
+                )
             return 0
         return max(0, self._worth(self.decisions) - self.updates - self.forgone)
 
     def next(self) -> Batch:
-        """Return the batch of the next update [T, B, ...] and count it as done.
+        """Return the batch of the next update, windows [T, B, ...] unless converted, and count it as done.
 
         Raises:
             RuntimeError: the replay has no window yet.
         """
         batch = self.replay.sample(torch.rand(self.batch_size, dtype=torch.float64, generator=self.generator))
         self.updates += 1
-        return batch
+        return batch if self.convert is None else self.convert(batch)
+
+    def describe(self) -> str:
+        """Return one line: what the replay holds and where."""
+        rate = f"{self.seed_decisions:,} random decisions first, {self.utd:g} updates per decision"
+        return f"{self.replay.describe()}; {rate}"
+
+    def cut(self) -> None:
+        """End all running episodes where they are, as if truncated."""
+        self.replay.cut()
+
+    def data_state(self) -> dict[str, Tensor]:
+        """Return the replay's state; ``obs`` may share memory with it until the next step is observed."""
+        return self.replay.state_dict(copy=False)
+
+    def load_data(self, data: Mapping[str, Tensor] | None) -> None:
+        """Restore what :meth:`data_state` returned; None: see :meth:`start_over`."""
+        if data is None:
+            self.start_over()
+        else:
+            self.replay.load_state_dict(data)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters; replay and generator are saved by their owner."""

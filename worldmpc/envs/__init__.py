@@ -81,7 +81,9 @@ def list_tasks(suite: str | None = None) -> list[str]:
 def make_env(
     task: str | Env | Callable[[], Env], *, seed: int = 1, config: EnvConfig | None = None, render: bool = False, index: int = 0
 ) -> GuardedEnv:
-    """Make one environment in the common form: actions [A] in [-1, 1], observations [O] float32, ``env_spec`` with the facts.
+    """Make one environment in the common form, with the facts in ``env_spec``.
+
+    Actions [A] in [-1, 1], one-hot for Discrete ones; observations [O] float32.
 
     ``seed`` is that of the first episode, unless ``reset`` gets one; ``index`` is the number it bears in errors.
 
@@ -175,9 +177,9 @@ def _wrap_vector(env: VectorEnv, config: EnvConfig, seed: int) -> VecEnv:
         raise ConfigError(f"env.action_repeat, env.episode_length: cannot be changed on the vector environment {name}; wrap what is in it")
     if "autoreset_mode" not in env.metadata:
         raise ConfigError(f"task: the vector environment {name} does not say how it resets; set its metadata['autoreset_mode']")
-    obs_shape, action_dim = check_spaces(env.single_observation_space, env.single_action_space, name)
+    obs_shape, action_dim, discrete = check_spaces(env.single_observation_space, env.single_action_space, name)
     length = env.spec.max_episode_steps if env.spec is not None else None
-    return VecEnv(env, EnvSpec(name, obs_shape, action_dim, length), seed=seed)
+    return VecEnv(env, EnvSpec(name, obs_shape, action_dim, length, discrete=discrete), seed=seed)
 
 
 def _suite(name: str) -> ModuleType:

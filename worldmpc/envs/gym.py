@@ -18,7 +18,7 @@ NEVER_TERMINATES = frozenset({"HalfCheetah", "HumanoidStandup", "Pendulum", "Pus
 
 
 def list_names() -> list[str]:
-    """Return the ids that Gymnasium has registered; only those with Box observations and actions can be trained on."""
+    """Return the ids that Gymnasium has registered; those with Box observations of one axis can be trained on."""
     return sorted(gymnasium.registry)
 
 

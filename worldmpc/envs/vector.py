@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from torch import Tensor
 
@@ -52,6 +53,7 @@ class VecEnv:
         self.num_envs = env.num_envs
         self._env = env
         self._own = env if isinstance(env, OwnEnvs) else None
+        self._to_env: Callable[[np.ndarray], np.ndarray] = lambda action: action
         self._seed = seed
         self._may_render = may_render
         self._closed = False
@@ -66,8 +68,9 @@ class VecEnv:
         self._log = np.zeros((self.num_envs, (spec.episode_length or 256) if self._own else 0, spec.action_dim), np.float32)
         mode = AutoresetMode.DISABLED
         if not isinstance(env, OwnEnvs):
-            assert isinstance(env.single_action_space, Box)
-            self._low, self._high = env.single_action_space.low, env.single_action_space.high
+            space = env.single_action_space
+            assert isinstance(space, Box | Discrete)
+            self._to_env = partial(_choices, start=int(space.start)) if isinstance(space, Discrete) else partial(_scaled, space=space)
             mode = AutoresetMode(env.metadata["autoreset_mode"])
         self._finish = {
             AutoresetMode.DISABLED: self._finish_disabled,
@@ -102,7 +105,7 @@ class VecEnv:
         return self._reset_all()
 
     def step(self, action: Tensor) -> EnvStep:
-        """Take one decision everywhere: [E, A] in [-1, 1] (clipped to it) -> :class:`~worldmpc.types.EnvStep`.
+        """Take one decision everywhere: [E, A] in [-1, 1] (clipped to it), or one-hot -> :class:`~worldmpc.types.EnvStep`.
 
         Both ``terminated`` and ``truncated`` may be True, where an episode terminates at its time limit. The same as
         :meth:`step_async` and :meth:`step_wait` in one.
@@ -379,12 +382,6 @@ class VecEnv:
                 success[present] = np.asarray(info[key])[present].astype(np.float32)
         return success
 
-    def _to_env(self, action: np.ndarray) -> np.ndarray:
-        if self._own:
-            return action
-        unit = (np.clip(action, -1.0, 1.0) + 1.0) / 2.0
-        return np.clip(self._low + (self._high - self._low) * unit, self._low, self._high).astype(self._low.dtype)
-
     def _record(self, action: np.ndarray) -> None:
         self._reserve(int(self._steps.max()) + 1)
         self._log[self._rows, self._steps] = action
@@ -430,6 +427,17 @@ class VecEnv:
         row = values.reshape(self.num_envs, -1)[index]
         where = f" at entry {int(np.flatnonzero(bad[index])[0])} of {row.size}" if row.size > 1 else ""
         raise EnvError(f"{self.spec.name}: {message.format(index=index)} ({row[bad[index]][0]}{where})")
+
+
+def _scaled(action: np.ndarray, space: Box) -> np.ndarray:
+    """[E, A] in [-1, 1] -> [E, A] in the bounds of a space."""
+    unit = (np.clip(action, -1.0, 1.0) + 1.0) / 2.0
+    return np.clip(space.low + (space.high - space.low) * unit, space.low, space.high).astype(space.low.dtype)
+
+
+def _choices(action: np.ndarray, start: int) -> np.ndarray:
+    """One-hot vectors [E, A] -> the numbers of their choices [E]."""
+    return start + action.argmax(1)
 
 
 def _finite(values: np.ndarray) -> bool:

@@ -52,8 +52,10 @@ def row_type(spec: EnvSpec) -> np.dtype[Any]:
 class LocalEnvs:
     """Environments of this process, stepped one after the other."""
 
-    def __init__(self, functions: Sequence[EnvFunction], rows: np.ndarray | None = None) -> None:
+    def __init__(self, functions: Sequence[EnvFunction], rows: np.ndarray | None = None, spec: EnvSpec | None = None) -> None:
         """Make the environments; ``rows`` [E] of :func:`row_type` is where they are stepped, memory of their own where None.
+
+        ``spec`` is what they have to agree with: that of the first one where None.
 
         Raises:
             ConfigError: they differ in observations or actions, or one cannot be used.
@@ -63,10 +65,10 @@ class LocalEnvs:
         try:
             for function in functions:
                 self.envs.append(function())
-            self.spec = self.envs[0].env_spec
+            self.spec = spec or self.envs[0].env_spec
             self._rows = np.zeros(len(self.envs), row_type(self.spec)) if rows is None else rows
             for env in self.envs:
-                _check_same(env, self._rows.dtype)
+                _check_same(env, self.spec)
         except BaseException:
             self.close()
             raise
@@ -249,13 +251,16 @@ def _views(rows: np.ndarray) -> VectorStep:
     return rows["obs"], rows["reward"], rows["terminated"], rows["truncated"], {"success": rows["success"]}
 
 
-def _check_same(env: GuardedEnv, row: np.dtype[Any]) -> None:
-    spec, (obs_shape, action_shape) = env.env_spec, (row["obs"].shape, row["action"].shape)
-    if (spec.obs_shape, (spec.action_dim,)) != (obs_shape, action_shape):
+def _check_same(env: GuardedEnv, expected: EnvSpec) -> None:
+    if _spaces(env.env_spec) != _spaces(expected):
         raise ConfigError(
-            f"{spec.name}: environment {env.index} has observations {spec.obs_shape} and actions {(spec.action_dim,)}, "
-            f"environment 0 has {obs_shape} and {action_shape}; environments stepped together must agree"
+            f"{env.env_spec.name}: environment {env.index} has {_spaces(env.env_spec)}, "
+            f"environment 0 has {_spaces(expected)}; environments stepped together must agree"
         )
+
+
+def _spaces(spec: EnvSpec) -> str:
+    return f"observations {spec.obs_shape} and {f'{spec.action_dim} choices' if spec.discrete else f'actions {(spec.action_dim,)}'}"
 
 
 def _work(functions: Any, memory: Any, spec: EnvSpec, part: slice, pipe: Connection, inherited: Sequence[Connection]) -> None:
@@ -268,7 +273,7 @@ def _work(functions: Any, memory: Any, spec: EnvSpec, part: slice, pipe: Connect
     for other in inherited:  # the owner's ends, so that its death is the end of file for all workers
         other.close()
     try:
-        envs = LocalEnvs(functions, np.frombuffer(memory, row_type(spec))[part])
+        envs = LocalEnvs(functions, np.frombuffer(memory, row_type(spec))[part], spec)
     except Exception as error:
         pipe.send((0, _failure(error)))
         return

@@ -1,7 +1,7 @@
 """From any gymnasium environment to the one form the rest of the house knows.
 
-That form is: actions in [-1, 1], float32 observations with one axis, action repeat and time limit applied, errors that name
-the task, and an :class:`~worldmpc.types.EnvSpec`. :func:`adapt` builds it out of small wrappers.
+That form is: actions in [-1, 1], or one-hot vectors for Discrete ones, float32 observations with one axis, action repeat and
+time limit applied, errors that name the task, and an :class:`~worldmpc.types.EnvSpec`. :func:`adapt` builds it out of small wrappers.
 """
 
 from __future__ import annotations
@@ -68,6 +68,22 @@ class RescaleAction(gymnasium.ActionWrapper[Any, Any, Any]):
         return np.minimum(np.maximum(self._center + self._half * clipped, self._low), self._high)
 
 
+class OneHotAction(gymnasium.ActionWrapper[Any, Any, Any]):
+    """Takes the choices of a Discrete action space as one-hot vectors; of any vector, its largest entry is the choice."""
+
+    def __init__(self, env: Env) -> None:
+        """Wrap an environment with a Discrete action space."""
+        super().__init__(env)
+        space = env.action_space
+        assert isinstance(space, Discrete)
+        self._start = int(space.start)
+        self.action_space = Box(0.0, 1.0, (int(space.n),), np.float32)
+
+    def action(self, action: Any) -> Any:
+        """Return the action of the wrapped environment: [A] -> its number."""
+        return self._start + int(np.argmax(action))
+
+
 class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Repeats each action, sums the rewards, and stops early at the end of an episode."""
 
@@ -131,7 +147,7 @@ class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return obs, {}
 
     def step(self, action: Any) -> StepResult:
-        """Take one decision: [A] in [-1, 1] -> observation [O], reward, terminated, truncated, info with ``success`` at most.
+        """Take one decision: [A] in [-1, 1], or one-hot -> observation [O], reward, terminated, truncated, info with ``success`` at most.
 
         Raises:
             EnvError: the environment raised an error.
@@ -183,7 +199,7 @@ def adapt(made: SuiteEnv, config: EnvConfig, *, seed: int | None = None, index: 
     Raises:
         ConfigError: the observation or action space is not supported.
     """
-    obs_shape, action_dim = check_spaces(made.env.observation_space, made.env.action_space, made.name)
+    obs_shape, action_dim, discrete = check_spaces(made.env.observation_space, made.env.action_space, made.name)
     repeat = config.action_repeat or made.action_repeat
     own = None if made.step_limit is None else math.ceil(made.step_limit / repeat)
     limits = [limit for limit in (own, config.episode_length) if limit is not None]
@@ -194,8 +210,9 @@ def adapt(made: SuiteEnv, config: EnvConfig, *, seed: int | None = None, index: 
         episode_length=min(limits, default=None),
         action_repeat=repeat,
         can_terminate=made.can_terminate,
+        discrete=discrete,
     )
-    env: Env = RescaleAction(made.env)
+    env: Env = OneHotAction(made.env) if discrete else RescaleAction(made.env)
     if repeat > 1:
         env = ActionRepeat(env, repeat)
     if config.episode_length is not None:
@@ -203,8 +220,8 @@ def adapt(made: SuiteEnv, config: EnvConfig, *, seed: int | None = None, index: 
     return GuardedEnv(FloatObservation(env), spec, seed=seed, index=index)
 
 
-def check_spaces(observation: gymnasium.Space[Any], action: gymnasium.Space[Any], name: str) -> tuple[tuple[int, ...], int]:
-    """Return (observation shape, action dimensions) of supported spaces.
+def check_spaces(observation: gymnasium.Space[Any], action: gymnasium.Space[Any], name: str) -> tuple[tuple[int, ...], int, bool]:
+    """Return (observation shape, action dimensions or choices, whether they are choices) of supported spaces.
 
     Raises:
         ConfigError: a space that is not supported; the message names it and what to do.
@@ -222,12 +239,12 @@ def check_spaces(observation: gymnasium.Space[Any], action: gymnasium.Space[Any]
             "gymnasium.wrappers.FlattenObservation makes one"
         )
     if isinstance(action, Discrete):
-        raise ConfigError(f"{name}: discrete actions are not supported yet by this agent (action space {_describe(action)})")
+        return observation.shape, int(action.n), True
     if not isinstance(action, Box) or not np.issubdtype(action.dtype, np.floating) or len(action.shape) != 1 or 0 in action.shape:
-        raise ConfigError(f"{name}: action space {_describe(action)} is not supported, only a float Box with one axis")
+        raise ConfigError(f"{name}: action space {_describe(action)} is not supported, only Discrete and a float Box with one axis")
     if not max(np.abs(action.low).max(), np.abs(action.high).max()) < UNBOUNDED:
         raise ConfigError(f"{name}: action space {_describe(action)} is unbounded; wrap the environment so that its bounds are finite")
-    return observation.shape, action.shape[0]
+    return observation.shape, action.shape[0], False
 
 
 def own_step_limit(env: Env) -> int | None:

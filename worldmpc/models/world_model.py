@@ -11,7 +11,7 @@ from worldmpc.config import ConfigError, ModelConfig, resolve_model
 from worldmpc.models import heads, kernels
 from worldmpc.models.nets import MLP, EnsembleMLP, SimNorm, init_weights
 from worldmpc.models.two_hot import TwoHot
-from worldmpc.noise import derive_seed
+from worldmpc.noise import derive_seed, gumbel
 from worldmpc.types import ModelStep, PolicySample
 
 
@@ -21,28 +21,31 @@ class WorldModel(nn.Module):
     Args:
         config: sizes and heads; widths left open come from ``config.size``.
         obs_dim: observation dimensions.
-        action_dim: action dimensions.
+        action_dim: action dimensions, or choices.
         terminates: build the termination head.
+        discrete: actions are choices: the policy prior is categorical, and its actions are one-hot vectors.
         seed: seed of the initial weights.
 
     Raises:
         ConfigError: widths that do not fit together.
     """
 
-    def __init__(self, config: ModelConfig, obs_dim: int, action_dim: int, *, terminates: bool = False, seed: int = 1) -> None:
+    def __init__(
+        self, config: ModelConfig, obs_dim: int, action_dim: int, *, terminates: bool = False, discrete: bool = False, seed: int = 1
+    ) -> None:
         super().__init__()
         config = resolve_model(config)
         assert config.enc_dim and config.mlp_dim and config.latent_dim and config.num_enc_layers and config.num_q
         if config.latent_dim % config.simnorm_dim:
             raise ConfigError(f"model.latent_dim: expected a multiple of model.simnorm_dim ({config.simnorm_dim}), got {config.latent_dim}")
-        self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
+        self.config, self.obs_dim, self.action_dim, self.discrete = config, obs_dim, action_dim, discrete
         latent, hidden, joint = config.latent_dim, [config.mlp_dim] * 2, config.latent_dim + action_dim
         simnorm = SimNorm(config.simnorm_dim, config.simnorm_layout)
         self.two_hot = TwoHot(config.num_bins, config.vmin, config.vmax)
         self.encoder = MLP(obs_dim, [config.enc_dim] * max(config.num_enc_layers - 1, 1), latent, simnorm)
         self.dynamics = MLP(joint, hidden, latent, simnorm)
         self.reward = MLP(joint, hidden, config.num_bins)
-        self.pi = MLP(latent, hidden, 2 * action_dim)
+        self.pi = MLP(latent, hidden, action_dim if discrete else 2 * action_dim)
         self.q = EnsembleMLP(config.num_q, joint, hidden, config.num_bins)
         self.termination = MLP(latent, hidden, 1) if terminates else None
         generator = torch.Generator().manual_seed(derive_seed(seed, "init"))
@@ -114,7 +117,7 @@ class WorldModel(nn.Module):
         return None if nets is None else kernels.proposals(nets, z, eps)
 
     def _imagined_nets(self) -> kernels.ImaginedNets | None:
-        if torch.compiler.is_compiling() or not self._is_unchanged():
+        if self.discrete or torch.compiler.is_compiling() or not self._is_unchanged():
             return None  # whoever changes a part of the model gets the parts called one by one
         return kernels.ImaginedNets(
             dynamics=self.dynamics.network(),
@@ -146,13 +149,20 @@ class WorldModel(nn.Module):
         return 1 - terminated
 
     def propose(self, z: Tensor, eps: Tensor) -> Tensor:
-        """Sample of the policy prior: [..., Z], [..., A] -> [..., A]."""
+        """Sample of the policy prior, its mode where ``eps`` is 0: [..., Z], [..., A] -> [..., A]."""
+        if self.discrete:
+            scores = self.pi(z) + gumbel(eps)
+            return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
         mean, log_std = heads.split_gaussian(self.pi(z), self.config.log_std_min, self.config.log_std_max)
         return torch.tanh(mean + eps * log_std.exp())
 
     def terminal_value(self, z: Tensor, eps: Tensor, critics: Tensor) -> Tensor:
         """Mean of the given critics at a sampled action: [..., Z], [..., A], [2] -> [...]."""
         return self.q_values(z, self.propose(z, eps), critics).mean(0)
+
+    def action_probs(self, z: Tensor) -> Tensor:
+        """Probabilities of one-hot actions under the policy prior: [..., Z] -> [..., A]."""
+        return torch.softmax(self.pi(z), -1)
 
     # Learning.
 
@@ -187,15 +197,6 @@ class WorldModel(nn.Module):
         slow: list[Tensor] = list(self.target_q.parameters())
         fast: list[Tensor] = list(self.q.parameters())
         torch._foreach_lerp_(slow, fast, [tau] * len(slow))  # pyright: ignore[reportPrivateImportUsage]
-
-    def parameter_table(self) -> list[tuple[str, int]]:
-        """Return (component, learned parameters) rows, the last one the total."""
-        rows = [
-            (name, sum(parameter.numel() for parameter in child.parameters() if parameter.requires_grad))
-            for name, child in self.named_children()
-        ]
-        rows = [row for row in rows if row[1]]
-        return [*rows, ("total", sum(count for _, count in rows))]
 
 
 _KINDS = (MLP, MLP, MLP, EnsembleMLP, MLP, TwoHot)

@@ -8,11 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.envs.vector import VecEnv
 from worldmpc.functional import tree_where
 from worldmpc.noise import derive_seed
-from worldmpc.types import Mode
+from worldmpc.types import Agent, Mode
 
 MAX_DECISIONS = 1_000
 """Longest episode that an evaluation plays where the environment itself sets no limit."""
@@ -39,7 +38,7 @@ class EvalResult(NamedTuple):
 
 
 def evaluate(
-    agent: TDMPC2,
+    agent: Agent,
     envs: VecEnv,
     episodes: int,
     *,

@@ -21,7 +21,18 @@ from worldmpc.types import EnvSpec
 
 FREE = ("steps", "eval_freq", "device", "threads", "compile", "cuda_graph", "seeds", "log", "checkpoint", "eval")
 """Keys and groups that may change while ``resume=auto`` still takes a run for the same one."""
-FIXED = ("task", "agent", "env", "model", "planner.horizon", "planner.mpc", "replay.capacity")
+FIXED = (
+    "task",
+    "agent",
+    "env",
+    "model",
+    "dynamics.name",
+    "planner.horizon",
+    "planner.mpc",
+    "planner.prior",
+    "dqn.n_step",
+    "replay.capacity",
+)
 """Keys and groups that no resumed run may change, because its past would no longer mean the same."""
 
 
@@ -117,7 +128,7 @@ def restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, confi
         if name in FIXED or name.split(".")[0] in FIXED:
             raise ConfigError(f"resume: {checkpoint} was made with {name}={before}, which cannot become {now}; begin a new run")
         logger.message(f"resume: {name} was {before!r}, is now {now!r}")
-    if meta["spec"] != spec_dict(state.envs.spec):
+    if {"discrete": False, **meta["spec"]} != spec_dict(state.envs.spec):
         raise ConfigError(f"resume: {checkpoint} was made with another environment: {meta['spec']}, now {spec_dict(state.envs.spec)}")
     if "replay" not in tree:
         logger.message(
@@ -153,6 +164,7 @@ def spec_dict(spec: EnvSpec) -> dict[str, Any]:
         "episode_length": spec.episode_length,
         "action_repeat": spec.action_repeat,
         "can_terminate": spec.can_terminate,
+        "discrete": spec.discrete,
     }
 
 

@@ -35,7 +35,7 @@ class LogHook:
         record |= self.throughput.since_last(decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
         record["time/seconds"] = self.throughput.seconds
         if state.agent.config.compile:
-            record["time/compile_seconds"] = state.agent.compile_seconds
+            record["time/compile_seconds"] = state.agent.compile_seconds  # type: ignore[attr-defined]
         self.logger.log(_counters(state) | record)
 
 
@@ -90,7 +90,7 @@ class EvalHook:
                 "success": float(np.mean(result.success)),
                 "episodes": self.episodes,
             }
-            if self.prior and state.agent.config.planner.mpc:
+            if self.prior and "prior" in state.agent.modes:
                 row["prior_return_mean"] = evaluate(
                     state.agent, self.envs, self.episodes, mode="prior", index=state.decisions, stop=stop
                 ).mean_return

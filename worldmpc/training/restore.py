@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from worldmpc.agents import make_agent
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, RunConfig, merge
 from worldmpc.envs import Task, canonical_task, make_envs
@@ -21,7 +22,7 @@ from worldmpc.training.checkpoint import (
     load_checkpoint,
     verify_checkpoint,
 )
-from worldmpc.types import EnvSpec
+from worldmpc.types import Agent, EnvSpec
 
 
 def load_agent(
@@ -31,7 +32,7 @@ def load_agent(
     device: str = "auto",
     seed: int | None = None,
     overrides: Mapping[str, Any] | None = None,
-) -> tuple[TDMPC2, RunConfig]:
+) -> tuple[Agent, RunConfig]:
     """Load an agent and the configuration it acts with.
 
     Random streams begin anew from the seed: this is for acting and for further research; :func:`worldmpc.training.run.run` with
@@ -106,7 +107,7 @@ def trusted_task(task: str, found: str | Path = "the agent") -> str:
     return task
 
 
-def check_dimensions(path: Path, obs_dim: int, action_dim: int, spec: EnvSpec) -> None:
+def check_dimensions(path: Path, obs_dim: int, action_dim: int, spec: EnvSpec, discrete: bool = False) -> None:
     """Compare the dimensions of a model with those of a task.
 
     Raises:
@@ -118,9 +119,12 @@ def check_dimensions(path: Path, obs_dim: int, action_dim: int, spec: EnvSpec) -
             f"task: {path} was trained on {obs_dim} observations and {action_dim} actions, "
             f"{spec.name} has {found} observations and {spec.action_dim} actions"
         )
+    if spec.discrete != discrete:
+        kinds = {True: "Discrete", False: "Box"}
+        raise ConfigError(f"task: {path} was trained on {kinds[discrete]} actions, {spec.name} has {kinds[spec.discrete]} ones")
 
 
-def _load_own(path: Path, task: Task | EnvSpec | None, device: str, changes: Mapping[str, Any]) -> tuple[TDMPC2, RunConfig]:
+def _load_own(path: Path, task: Task | EnvSpec | None, device: str, changes: Mapping[str, Any]) -> tuple[Agent, RunConfig]:
     tree, meta = load_checkpoint(path, groups=["agent"])
     config = RunConfig.from_dict(merge(meta["config"], changes))
     trained = meta["spec"]
@@ -128,9 +132,9 @@ def _load_own(path: Path, task: Task | EnvSpec | None, device: str, changes: Map
     spec = EnvSpec(**{**trained, "obs_shape": tuple(trained["obs_shape"])})
     if task is not None:
         spec_now = task if isinstance(task, EnvSpec) else task_spec(task, config)
-        check_dimensions(path, spec.obs_shape[0], spec.action_dim, spec_now)
+        check_dimensions(path, spec.obs_shape[0], spec.action_dim, spec_now, spec.discrete)
         config = dataclasses.replace(config, task=canonical_task(task) if isinstance(task, str) else spec_now.name)
-    agent = TDMPC2(config, spec, device)
+    agent = make_agent(config, spec, device)
     state = tree["agent"]
     check_same_architecture(agent.model.state_dict(), state["model"])
     agent.load_state_dict({**state, "streams": agent.state_dict()["streams"]})

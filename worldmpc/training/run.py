@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from worldmpc.agents import make_agent
 from worldmpc.agents.stack import Stack
 from worldmpc.agents.tdmpc2 import TDMPC2
-from worldmpc.config import ConfigError, EnvConfig, RunConfig, lookup, resolve_model, seed_decisions
+from worldmpc.config import ConfigError, EnvConfig, RunConfig, lookup, network_width
 from worldmpc.envs import EnvError, Task, VecEnv, canonical_task, make_envs
+from worldmpc.functional import parameter_table
 from worldmpc.models import native
 from worldmpc.noise import derive_seed
 from worldmpc.report.curves import plot_curves
@@ -31,7 +33,7 @@ from worldmpc.training.folder import choose_folder, lock, restore, write_meta
 from worldmpc.training.hooks import CheckpointHook, EvalHook, LogHook
 from worldmpc.training.logger import RunLogger, Throughput
 from worldmpc.training.trainer import DivergenceError, Solo, TrainState, make_state, train_together
-from worldmpc.types import EnvSpec
+from worldmpc.types import Agent, EnvSpec
 
 MAX_EVAL_ENVS = 10
 
@@ -71,7 +73,7 @@ def run(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, 
 def run_seeds(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple[Any, ...] = ()) -> list[RunResult]:
     """Do what :func:`run` does and return the results of all seeds."""
     keep_freed_memory()
-    set_threads(config.threads or suggested_threads(resolve_model(config.model).mlp_dim))
+    set_threads(config.threads or suggested_threads(network_width(config)))
     device = resolve_device(config.device)
     check_modes(config, device)
     if config.compile:
@@ -93,7 +95,7 @@ def run_seeds(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple
                 one.begin()
             _catch_up(runs)
             if not any(state.stop for state in states):
-                team = Solo(states[0].agent) if len(runs) == 1 else Stack([state.agent for state in states])
+                team = Solo(states[0].agent) if len(runs) == 1 else Stack([_stackable(state.agent) for state in states])
                 train_together(team, states, [one.hooks for one in runs], runs[0].total)
             results = [one.finish() for one in runs]
             for one, result in list(zip(runs, results, strict=True))[1:]:
@@ -103,6 +105,11 @@ def run_seeds(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple
         except (DivergenceError, EnvError) as error:
             saved = [one.save_after() for one in runs]
             raise type(error)(f"{error} [{saved[0]}]") from error
+
+
+def _stackable(agent: Agent) -> TDMPC2:
+    assert isinstance(agent, TDMPC2)  # the configuration allows seeds for no other
+    return agent
 
 
 def _each_seed(config: RunConfig) -> list[RunConfig]:
@@ -128,9 +135,7 @@ class _Run:
         stack.enter_context(lock(self.folder))
         self.config, self.task = config, task
         self.total = math.ceil(config.steps / envs.spec.action_repeat)
-        random_decisions = seed_decisions(config, envs.spec.episode_length)
-        agent = TDMPC2(config, envs.spec, device, total_updates=max(int(self.total * config.train.utd), 1))
-        self.state = make_state(agent, envs, capacity=config.replay.capacity, seed_decisions=random_decisions)
+        self.state = make_state(make_agent(config, envs.spec, device), envs)
         console = None if show else Console(file=io.StringIO())
         self.logger = stack.enter_context(
             RunLogger(self.folder, config.log, total_env_steps=self.total * envs.spec.action_repeat, console=console)
@@ -233,10 +238,9 @@ def _eval_envs(task: Task, config: RunConfig, spec: EnvSpec) -> VecEnv:
 
 def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, total: int, folder: Path, checkpoint: Path | None) -> None:
     agent = state.agent
-    logger.table([{"network": name, "parameters": count} for name, count in agent.model.parameter_table()], title="world model")
+    logger.table([{"network": name, "parameters": count} for name, count in parameter_table(agent.model)], title="networks")
     logger.message(
         f"{agent.spec.name}: {agent.config.agent}, preset {config.preset}, seed {config.seed}, discount {agent.discount:.4g}, "
-        f"{state.source.seed_decisions:,} random decisions first, {config.train.utd:g} updates per decision, "
         f"{state.envs.num_envs} environments, device {agent.device}"
     )
     if total <= state.source.seed_decisions:
@@ -250,7 +254,7 @@ def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, total: i
     cores = os.cpu_count() or 1
     if config.threads > cores:
         logger.message(f"warning: threads={config.threads} on {cores} cores: they will wait for each other; threads=0 chooses")
-    logger.message(state.source.replay.describe())
+    logger.message(state.source.describe())
     if checkpoint is not None:
         logger.message(f"resumed from {checkpoint} at {state.env_steps:,} simulator steps")
     logger.message(f"writing to {folder}")
@@ -279,7 +283,7 @@ def _stop_on_signals(states: Sequence[TrainState], logger: RunLogger) -> Iterato
             signal.signal(number, action)
 
 
-def _finish(result: RunResult, logger: RunLogger, config: RunConfig, task: Task, agent: TDMPC2, seconds: float) -> None:
+def _finish(result: RunResult, logger: RunLogger, config: RunConfig, task: Task, agent: Agent, seconds: float) -> None:
     """Draw the curve, record the video, and say what was reached and where to look."""
     trained = load_run(result.run_dir)
     if trained.evals:  # none where a signal came during the first one
@@ -297,7 +301,7 @@ def _finish(result: RunResult, logger: RunLogger, config: RunConfig, task: Task,
     logger.message(f"done: {agent.spec.name} {reached} in {seconds / 60:.1f} minutes of training; {where}")
 
 
-def _attempt_video(path: Path, task: Task, config: RunConfig, agent: TDMPC2, logger: RunLogger) -> str:
+def _attempt_video(path: Path, task: Task, config: RunConfig, agent: Agent, logger: RunLogger) -> str:
     try:
         record_video(path, task, config, agent)
     except Exception as error:  # whatever a user's renderer does, the run itself is complete
@@ -307,7 +311,7 @@ def _attempt_video(path: Path, task: Task, config: RunConfig, agent: TDMPC2, log
     return f", {path}"
 
 
-def record_video(path: Path, task: Task, config: RunConfig, agent: TDMPC2, *, index: int = 0) -> float:
+def record_video(path: Path, task: Task, config: RunConfig, agent: Agent, *, index: int = 0) -> float:
     """Record one evaluation episode as an mp4 and return its return.
 
     Raises:

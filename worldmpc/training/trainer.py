@@ -10,16 +10,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from worldmpc.agents.tdmpc2 import TDMPC2
-from worldmpc.config import ConfigError
-from worldmpc.data.replay import Replay
-from worldmpc.data.source import ReplaySource
 from worldmpc.envs import EnvError
 from worldmpc.envs.vector import VecEnv
-from worldmpc.functional import tree_where
+from worldmpc.functional import one_hot_argmax, tree_fill, tree_tensors, tree_where
 from worldmpc.noise import NoiseSpec, NoiseStream
-from worldmpc.planners.sampling import PLAN_RECORDS
-from worldmpc.types import ActOutput, Batch, Carry, EnvStep, Metrics, PlanState, Transition
+from worldmpc.types import ActOutput, Agent, DataSource, EnvStep, Metrics, Transition
 
 
 class DivergenceError(RuntimeError):
@@ -37,12 +32,12 @@ class Episode(NamedTuple):
 class TrainState:
     """All that a run consists of; what it holds is saved and restored together."""
 
-    agent: TDMPC2
+    agent: Agent
     envs: VecEnv
-    source: ReplaySource
+    source: DataSource
     random: NoiseStream
     sampling: NoiseStream
-    carry: Carry
+    carry: Any
     decisions: int = 0
     episodes: int = 0
     settled: bool = True
@@ -72,13 +67,13 @@ class TrainState:
         """Return everything that a resumed run needs to continue bit for bit."""
         return {
             "agent": self.agent.state_dict(),
-            "replay": self.source.replay.state_dict(copy=False),
+            "replay": self.source.data_state(),
             "loop": {
                 "source": self.source.state_dict(),
                 "envs": self.envs.state_dict(),
                 "random": self.random.state_dict(),
                 "sampling": self.sampling.state_dict(),
-                "plan_mean": self.carry.plan.mean,
+                "carry": tree_tensors(self.carry),
                 "decisions": self.decisions,
                 "episodes": self.episodes,
                 "settled": self.settled,
@@ -95,13 +90,10 @@ class TrainState:
         loop = state["loop"]
         self.agent.load_state_dict(state["agent"])
         self.source.load_state_dict(loop["source"])
-        if "replay" in state:
-            self.source.replay.load_state_dict(state["replay"])
-        else:
-            self.source.start_over()
+        self.source.load_data(state.get("replay"))
         self.random.load_state_dict(loop["random"])
         self.sampling.load_state_dict(loop["sampling"])
-        self.carry = Carry(PlanState(loop["plan_mean"].to(self.agent.device)))
+        self.carry = tree_fill(self.carry, [tensor.to(self.agent.device) for tensor in loop["carry"]])
         self.decisions, self.episodes, self.settled = int(loop["decisions"]), int(loop["episodes"]), bool(loop["settled"])
         self.running_return, self.running_length = loop["running_return"].clone(), loop["running_length"].clone()
         self.metrics, self.act_metrics = dict(loop["metrics"]), dict(loop["act_metrics"])
@@ -110,7 +102,7 @@ class TrainState:
             self.carry = self.agent.init_carry(self.envs.num_envs)
             self.running_return.zero_()
             self.running_length.zero_()
-            self.source.replay.cut()
+            self.source.cut()
 
 
 Hook = Callable[[TrainState, Metrics], None]
@@ -128,31 +120,17 @@ class Every:
         return now // self.interval > (now - step) // self.interval
 
 
-def make_state(agent: TDMPC2, envs: VecEnv, *, capacity: int, seed_decisions: int) -> TrainState:
-    """Put an agent, its environments, a fresh replay and the random streams of ``agent.config.seed`` together.
+def make_state(agent: Agent, envs: VecEnv) -> TrainState:
+    """Put an agent, its environments, a fresh data source and the random streams of ``agent.config.seed`` together.
 
     Args:
         agent: learns.
         envs: separate from those of the evaluation.
-        capacity: most decisions that the replay keeps.
-        seed_decisions: random decisions before learning.
     """
-    config, spec = agent.config, envs.spec
-    replay = Replay(
-        capacity,
-        envs.num_envs,
-        spec.obs_shape,
-        spec.action_dim,
-        config.planner.horizon,
-        windows=config.replay.windows,
-        obs_dtype=spec.obs_dtype,
-        extras={name: (spec.action_dim,) * rank for name, rank in PLAN_RECORDS.items()} if config.planner.mpc else {},
-        device=agent.device,
-        storage_device=config.replay.storage_device,
-    )
-    sampling = NoiseStream(config.seed, "replay")
-    source = ReplaySource(replay, config.loss.batch_size, config.train.utd, seed_decisions, sampling.generator)
-    state = TrainState(agent, envs, source, NoiseStream(config.seed, "random"), sampling, agent.init_carry(envs.num_envs))
+    seed = agent.config.seed
+    sampling = NoiseStream(seed, "replay")
+    source = agent.make_source(envs.num_envs, sampling.generator)
+    state = TrainState(agent, envs, source, NoiseStream(seed, "random"), sampling, agent.init_carry(envs.num_envs))
     state.running_return, state.running_length = torch.zeros(envs.num_envs, dtype=torch.float64), torch.zeros(envs.num_envs)
     return state
 
@@ -160,11 +138,11 @@ def make_state(agent: TDMPC2, envs: VecEnv, *, capacity: int, seed_decisions: in
 class Team(Protocol):
     """Who acts and learns for one or several seeds: :class:`Solo`, or a :class:`worldmpc.agents.stack.Stack`."""
 
-    def act(self, carries: Sequence[Carry], obs: Sequence[Tensor]) -> list[ActOutput]:
+    def act(self, carries: Sequence[Any], obs: Sequence[Tensor]) -> list[ActOutput]:
         """Explore: one answer per seed."""
         ...
 
-    def update(self, batches: Sequence[Batch]) -> list[Metrics]:
+    def update(self, batches: Sequence[Any]) -> list[Metrics]:
         """Do one update of every seed."""
         ...
 
@@ -172,14 +150,14 @@ class Team(Protocol):
 class Solo:
     """A team of one."""
 
-    def __init__(self, agent: TDMPC2) -> None:
+    def __init__(self, agent: Agent) -> None:
         self.agent = agent
 
-    def act(self, carries: Sequence[Carry], obs: Sequence[Tensor]) -> list[ActOutput]:
+    def act(self, carries: Sequence[Any], obs: Sequence[Tensor]) -> list[ActOutput]:
         """Explore."""
         return [self.agent.act(carries[0], obs[0], "explore")]
 
-    def update(self, batches: Sequence[Batch]) -> list[Metrics]:
+    def update(self, batches: Sequence[Any]) -> list[Metrics]:
         """Do one update."""
         return [self.agent.update(batches[0])]
 
@@ -227,7 +205,7 @@ def learn(state: TrainState) -> bool:
 
     Raises:
         DivergenceError: see :func:`check_losses`.
-        ConfigError: no window can be trained on long after the seed phase.
+        ConfigError: nothing can be trained on long after the seed phase.
     """
     return learn_together(Solo(state.agent), [state])
 
@@ -275,7 +253,9 @@ def _observe_all(states: Sequence[TrainState], observed: Sequence[Tensor], outpu
 
 
 def _random_action(state: TrainState) -> Tensor:
-    return state.random.draw({"action": NoiseSpec("uniform", (state.envs.num_envs, state.envs.spec.action_dim))})["action"] * 2 - 1
+    spec = state.envs.spec
+    uniform = state.random.draw({"action": NoiseSpec("uniform", (state.envs.num_envs, spec.action_dim))})["action"]
+    return one_hot_argmax(uniform) if spec.discrete else uniform * 2 - 1
 
 
 def _observe(state: TrainState, obs: Tensor, output: ActOutput, step: EnvStep) -> None:
@@ -302,13 +282,6 @@ def _observe(state: TrainState, obs: Tensor, output: ActOutput, step: EnvStep) -
 
 def learn_together(team: Team, states: Sequence[TrainState], until_done: bool = False) -> bool:
     """Do the updates that are due for all seeds; False where one of them is to stop, unless ``until_done``."""
-    for state in states:
-        source = state.source
-        if state.updates == 0 and state.decisions >= 2 * max(source.seed_decisions, 500) and not source.replay.num_windows():
-            raise ConfigError(
-                f"replay.windows: after {state.decisions} decisions there is no window of {source.replay.horizon} steps, "
-                f"as episodes are shorter; use replay.windows=padded or a smaller planner.horizon"
-            )
     for _ in range(min(state.source.ready() for state in states)):
         if any(state.stop for state in states) and not until_done:
             return False

@@ -1,0 +1,156 @@
+"""The configuration of a whole run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from worldmpc.config.base import ConfigError, build, hints, key, lookup, merge, nest
+from worldmpc.config.checks import PLANNING, validate
+from worldmpc.config.presets import preset_values
+from worldmpc.config.sections import (
+    CheckpointConfig,
+    DQNConfig,
+    DynamicsConfig,
+    EnvConfig,
+    EvalConfig,
+    LogConfig,
+    LossConfig,
+    MBMPCConfig,
+    ModelConfig,
+    OptimConfig,
+    PlannerConfig,
+    PPOConfig,
+    ReplayConfig,
+    SACConfig,
+    TD3Config,
+    TrainConfig,
+    resolve_model,
+)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run."""
+
+    task: str = key("dmc/cartpole-swingup", "suite/name: dmc/<domain>-<task>, gym/<EnvId>, gym/<module>:<EnvId>, toy/<name>")
+    agent: Literal["tdmpc2", "mpc", "mbmpc", "pets", "dqn", "ppo", "sac", "td3"] = key(
+        "tdmpc2", "algorithm; each has defaults of its own, listed below"
+    )
+    preset: str = key(
+        "default", "named set of values: default (tdmpc2: 5M, published), cpu, debug, tuned (for one task); overrides come on top"
+    )
+    seed: int = key(1, "seed of networks, exploration, replay sampling and environments")
+    seeds: tuple[int, ...] | None = key(
+        None, "train these seeds together as one batched model, [1,2,3]; each ends as if trained alone with seed="
+    )
+    steps: int = key(1_000_000, "simulator steps to train for (decisions x action repeat)")
+    eval_freq: int = key(10_000, "simulator steps between evaluations")
+    device: str = key("auto", "auto, cpu, cuda, cuda:<index> or mps")
+    threads: int = key(0, "CPU threads for torch; 0: chosen from the network width; 1 is best for several runs at once")
+    compile: bool = key(False, "compile update and planner with torch.compile; takes a minute, the next run finds it cached")
+    cuda_graph: bool = key(False, "capture update and planner as CUDA graphs, with or without compile")
+    run_dir: str | None = key(None, "where the run writes; null: runs/<task>/<agent>-<preset>-seed<seed>")
+    resume: str = key("never", "never: start a fresh run; auto: continue the newest checkpoint of this run, if any; or a checkpoint's path")
+    env: EnvConfig = field(default_factory=EnvConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    mbmpc: MBMPCConfig = field(default_factory=MBMPCConfig)
+    dqn: DQNConfig = field(default_factory=DQNConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    sac: SACConfig = field(default_factory=SACConfig)
+    td3: TD3Config = field(default_factory=TD3Config)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain data, lists for tuples, as JSON has it."""
+        return _plain(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
+        """Build and validate a configuration from nested plain data; missing keys keep their defaults.
+
+        Raises:
+            ConfigError: unknown key, wrong type, or a value out of range.
+        """
+        return validate(build(cls, data, unknown_key))
+
+
+def make_config(preset: str = "default", **overrides: Any) -> RunConfig:
+    """Build a configuration: an agent's defaults, then the preset's values, then overrides.
+
+    Overrides are nested mappings or dotted keys: ``make_config("cpu", seed=2, **{"planner.horizon": 5})``; a section that has a
+    name may be given as that: ``make_config(agent="mpc", planner="cem")``.
+
+    Raises:
+        ConfigError: unknown agent, preset or key, wrong type, or a value out of range.
+    """
+    over = nest(overrides)
+    layers = preset_values(preset, str(over.get("agent", "tdmpc2")), over.get("task"))
+    return RunConfig.from_dict(merge(layers, over))
+
+
+def flat_fields(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Yield every leaf of the configuration as (dotted key, field)."""
+    for item in dataclasses.fields(cls):
+        kind = hints(cls)[item.name]
+        if dataclasses.is_dataclass(kind):
+            yield from flat_fields(typing.cast(type, kind), f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, item
+
+
+def unknown_key(name: str) -> ConfigError:
+    """Return the error for a key that does not exist, with the nearest keys."""
+    known = [dotted for dotted, _ in flat_fields()]
+    leaf = {dotted.rsplit(".", 1)[-1]: dotted for dotted in known}
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near += [leaf[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(leaf), n=2) if leaf[match] not in near]
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; `worldmpc train --help` lists all keys"
+    return ConfigError(f"{name}: unknown configuration key{hint}")
+
+
+def discount_from_episode_length(length: int | None) -> float:
+    """Return the published heuristic clip((L/5 - 1) / (L/5), 0.95, 0.995) for ``L`` decisions; 0.99 without a limit."""
+    if length is None:
+        return 0.99
+    fraction = length / 5
+    return min(max((fraction - 1) / fraction, 0.95), 0.995)
+
+
+def seed_decisions(config: RunConfig, episode_length: int | None) -> int:
+    """Return the number of random decisions before learning: max(1000, 5 episodes) unless configured."""
+    if config.train.seed_decisions is not None:
+        return config.train.seed_decisions
+    return max(1000, 5 * (episode_length or 0))
+
+
+def plans(config: RunConfig) -> bool:
+    """Return whether the agent acts by planning."""
+    return config.agent in PLANNING and config.planner.mpc
+
+
+def network_width(config: RunConfig) -> int:
+    """Return the width of the widest hidden layer."""
+    if config.agent == "tdmpc2":
+        return resolve_model(config.model).mlp_dim or 0
+    if config.agent in PLANNING:
+        return max(config.dynamics.hidden)
+    return max(lookup(config, f"{config.agent}.hidden"))
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _plain(value) for name, value in data.items()}
+    return list(data) if isinstance(data, tuple) else data
