@@ -1,0 +1,53 @@
+"""What every agent has: random streams, a discount, an opinion about observations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from worldmpc.config import ConfigError, RunConfig, discount_from_episode_length
+from worldmpc.noise import NoiseStream
+from worldmpc.types import EnvSpec
+
+
+class Streams(dict[str, NoiseStream]):
+    """The random streams of an agent, by purpose: ``explore``, ``eval`` and ``update``."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        super().__init__({name: NoiseStream(seed, name, device=device) for name in ("explore", "eval", "update")})
+        self._seed, self._device = seed, device
+
+    def acting(self, mode: str) -> NoiseStream:
+        """Return the stream of a mode of acting."""
+        return self["explore" if mode == "explore" else "eval"]
+
+    def restart_eval(self, *index: int) -> None:
+        """Start the evaluation stream anew, so that evaluations neither depend on nor disturb anything else."""
+        self["eval"] = NoiseStream(self._seed, "eval", *index, device=self._device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of all streams."""
+        return {name: stream.state_dict() for name, stream in self.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from saved states."""
+        for name, stream in self.items():
+            stream.load_state_dict(state[name])
+
+
+def discount_of(config: RunConfig, spec: EnvSpec) -> float:
+    """Return the discount per decision: as configured, or from the episode length."""
+    return discount_from_episode_length(spec.episode_length) if config.env.discount is None else config.env.discount
+
+
+def vector_dim(spec: EnvSpec) -> int:
+    """Return the number of observation dimensions.
+
+    Raises:
+        ConfigError: observations are not vectors.
+    """
+    if len(spec.obs_shape) != 1:
+        raise ConfigError(f"task: observations of shape {list(spec.obs_shape)} are not supported, only vectors")
+    return spec.obs_shape[0]

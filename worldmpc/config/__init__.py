@@ -1,0 +1,78 @@
+"""Configuration: one frozen dataclass per part, agents' defaults, presets, dotted overrides, validation.
+
+Plain data in, plain data out: ``RunConfig.from_dict(config.to_dict()) == config``. Nothing here
+imports torch, so that the command line starts fast. A field's ``help`` is the text that
+``worldmpc train --help`` prints.
+"""
+
+from worldmpc.config.base import ConfigError, lookup, merge, nest
+from worldmpc.config.checks import validate
+from worldmpc.config.presets import AGENTS, PRESETS, TUNED, preset_values
+from worldmpc.config.run import (
+    RunConfig,
+    discount_from_episode_length,
+    flat_fields,
+    make_config,
+    network_width,
+    plans,
+    seed_decisions,
+    unknown_key,
+)
+from worldmpc.config.sections import (
+    MODEL_SIZES,
+    CheckpointConfig,
+    DQNConfig,
+    DynamicsConfig,
+    EnvConfig,
+    EvalConfig,
+    LogConfig,
+    LossConfig,
+    MBMPCConfig,
+    ModelConfig,
+    OptimConfig,
+    PlannerConfig,
+    PPOConfig,
+    ReplayConfig,
+    SACConfig,
+    TD3Config,
+    TrainConfig,
+    resolve_model,
+)
+
+__all__ = [
+    "AGENTS",
+    "MODEL_SIZES",
+    "PRESETS",
+    "TUNED",
+    "CheckpointConfig",
+    "ConfigError",
+    "DQNConfig",
+    "DynamicsConfig",
+    "EnvConfig",
+    "EvalConfig",
+    "LogConfig",
+    "LossConfig",
+    "MBMPCConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PPOConfig",
+    "PlannerConfig",
+    "ReplayConfig",
+    "RunConfig",
+    "SACConfig",
+    "TD3Config",
+    "TrainConfig",
+    "discount_from_episode_length",
+    "flat_fields",
+    "lookup",
+    "make_config",
+    "merge",
+    "nest",
+    "network_width",
+    "plans",
+    "preset_values",
+    "resolve_model",
+    "seed_decisions",
+    "unknown_key",
+    "validate",
+]

@@ -1,0 +1,108 @@
+"""The machinery of configurations: declared keys, nested plain data, conversion with clear errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A configuration value or key that cannot be used; the message says which and what to do."""
+
+
+def key(default: Any, help: str) -> Any:
+    """Declare a configuration field with its default and its meaning."""
+    return field(default=default, metadata={"help": help})
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the nested values of ``over`` on top; neither is changed. A section given as text is its ``name``."""
+    result = dict(base)
+    for name, value in over.items():
+        old = result.get(name)
+        if isinstance(old, Mapping) and isinstance(value, str):
+            value = {"name": value}
+        if isinstance(old, str) and isinstance(value, Mapping):
+            old = {"name": old}
+        result[name] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def lookup(config: Any, dotted: str) -> Any:
+    """Return the value at a dotted key."""
+    for name in dotted.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested mappings for dotted keys."""
+    nested: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        for name in reversed(dotted.split(".")):
+            value = {name: value}
+        nested = merge(nested, value)
+    return nested
+
+
+def hints(cls: type) -> dict[str, Any]:
+    """Return the resolved annotations of a dataclass."""
+    return typing.get_type_hints(cls)
+
+
+def build(cls: type, data: Mapping[str, Any], unknown: Callable[[str], ConfigError], prefix: str = "") -> Any:
+    """Build a dataclass, and those below it, from nested plain data; missing keys keep their defaults.
+
+    A section that has a ``name`` may be given as that name alone: ``planner="cem"`` is ``planner={"name": "cem"}``.
+
+    Raises:
+        ConfigError: what ``unknown`` returns for a dotted key that does not exist, or a value of the wrong type.
+    """
+    kinds = hints(cls)
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        dotted = f"{prefix}{name}"
+        if name not in kinds:
+            raise unknown(dotted)
+        kind = kinds[name]
+        if dataclasses.is_dataclass(kind):
+            if isinstance(value, str) and "name" in hints(typing.cast(type, kind)):
+                value = {"name": value}
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{dotted}: expected keys below it, as in {dotted}.<key>=<value>, got {value!r}")
+            values[name] = build(typing.cast(type, kind), value, unknown, f"{dotted}.")
+        else:
+            values[name] = _convert(value, kind, dotted)
+    return cls(**values)
+
+
+def _convert(value: Any, kind: Any, dotted: str) -> Any:
+    """Check a leaf against its annotation; numbers may widen from int to float, and an integral name to str."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _convert(value, next(argument for argument in arguments if argument is not type(None)), dotted)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"{dotted}: expected one of {', '.join(map(str, arguments))}, got {value!r}")
+    if isinstance(value, bool) and kind is not bool:
+        raise ConfigError(f"{dotted}: expected {kind.__name__}, got {value!r}")
+    if kind is float and isinstance(value, int):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind is str and isinstance(value, int):
+        return str(value)
+    if origin is tuple:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise ConfigError(f"{dotted}: expected a list, as in {dotted}=[1,2,3], got {value!r}")
+        return tuple(_convert(item, arguments[0], dotted) for item in value)
+    if not isinstance(value, kind):
+        raise ConfigError(f"{dotted}: expected {kind.__name__}, got {value!r}")
+    return value

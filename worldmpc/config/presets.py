@@ -1,0 +1,138 @@
+"""Values that belong together: each agent's defaults, presets, and settings tuned for a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from worldmpc.config.base import ConfigError, merge
+
+_MBMPC = {
+    "task": "gym/CartPole-v1",
+    "steps": 20_000,
+    "eval_freq": 2_500,
+    "planner": {"name": "policy_guided", "horizon": 15, "num_samples": 128, "num_elites": 16, "iterations": 3},
+    "train": {"seed_decisions": 500},
+    "replay": {"capacity": 100_000},
+    "optim": {"lr": 1e-3},
+    "loss": {"batch_size": 256},
+}
+
+AGENTS: dict[str, dict[str, Any]] = {
+    "tdmpc2": {},
+    "mpc": {
+        "task": "gym/CartPole-v1",
+        "steps": 1_000,
+        "eval_freq": 1_000,
+        "dynamics": {"name": "analytic"},
+        "planner": {"name": "cem", "horizon": 15, "num_samples": 256, "num_elites": 32, "iterations": 4, "num_pi_trajs": 0},
+        "train": {"seed_decisions": 0},
+        "eval": {"prior": False},
+    },
+    "mbmpc": _MBMPC,
+    "pets": merge(
+        _MBMPC,
+        {
+            "task": "gym/Pendulum-v1",
+            "steps": 10_000,
+            "eval_freq": 1_000,
+            "dynamics": {"name": "ensemble"},
+            "planner": {"name": "cem", "num_pi_trajs": 0},
+            "mbmpc": {"learn_policy": False},
+            "eval": {"prior": False},
+        },
+    ),
+    "dqn": {
+        "task": "gym/CartPole-v1",
+        "steps": 50_000,
+        "eval_freq": 5_000,
+        "env": {"discount": 0.99},
+        "optim": {"lr": 5e-4, "grad_clip_norm": 10.0},
+        "loss": {"batch_size": 64},
+        "replay": {"capacity": 100_000},
+        "train": {"utd": 0.5, "seed_decisions": 1_000},
+        "eval": {"prior": False},
+    },
+    "ppo": {
+        "task": "gym/CartPole-v1",
+        "steps": 100_000,
+        "eval_freq": 10_000,
+        "env": {"num_envs": 8},
+        "optim": {"lr": 3e-4},
+        "train": {"seed_decisions": 0},
+        "eval": {"prior": False},
+    },
+    "sac": {
+        "task": "gym/Pendulum-v1",
+        "steps": 20_000,
+        "eval_freq": 2_000,
+        "env": {"discount": 0.99},
+        "optim": {"lr": 1e-3},
+        "train": {"seed_decisions": 500},
+        "eval": {"prior": False},
+    },
+    "td3": {
+        "task": "gym/Pendulum-v1",
+        "steps": 20_000,
+        "eval_freq": 2_000,
+        "env": {"discount": 0.98},
+        "optim": {"lr": 1e-3},
+        "train": {"seed_decisions": 1_000},
+        "eval": {"prior": False},
+    },
+}
+"""What each agent changes against the defaults of the sections; presets and overrides come on top."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "cpu": {
+        "model": {"size": "cpu"},
+        "planner": {"num_samples": 96, "num_elites": 16, "num_pi_trajs": 8, "iterations": 3},
+        "loss": {"batch_size": 128},
+        "steps": 100_000,
+        "eval_freq": 10_000,
+    },
+    "debug": {
+        "model": {"enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "num_enc_layers": 2, "num_q": 2},
+        "dynamics": {"hidden": (16, 16), "members": 2, "particles": 2, "max_epochs": 3},
+        "mbmpc": {"hidden": (16,), "fit_every": 100, "gradient_steps": 10},
+        "dqn": {"hidden": (16,)},
+        "ppo": {"hidden": (16,), "rollout_steps": 32, "minibatch_size": 32},
+        "sac": {"hidden": (16,)},
+        "td3": {"hidden": (16,)},
+        "planner": {"num_samples": 16, "num_elites": 4, "num_pi_trajs": 4, "iterations": 2},
+        "loss": {"batch_size": 8},
+        "train": {"seed_decisions": 50},
+        "steps": 500,
+        "eval_freq": 250,
+        "eval": {"episodes": 2},
+        "checkpoint": {"every": 250},
+        "log": {"every": 50},
+    },
+}
+"""What each preset changes: ``cpu`` for tdmpc2 alone, whose defaults need a GPU; ``debug`` for all."""
+
+TUNED: dict[str, dict[str, dict[str, Any]]] = {}
+"""Settings of ``preset=tuned``: agent -> task -> values."""
+
+
+def preset_values(preset: str, agent: str, task: str | None = None) -> dict[str, Any]:
+    """Return what an agent's defaults and a preset change against the defaults of the sections.
+
+    Raises:
+        ConfigError: unknown preset or agent, or a task that nothing is tuned for.
+    """
+    if agent not in AGENTS:
+        raise ConfigError(f"agent: unknown agent '{agent}'; one of {', '.join(AGENTS)}")
+    own = merge(AGENTS[agent], {"agent": agent, "preset": preset})
+    if preset == "tuned":
+        task = task or str(own.get("task", ""))
+        known: Mapping[str, dict[str, Any]] = TUNED.get(agent, {})
+        if task not in known:
+            raise ConfigError(f"preset: agent={agent} has no tuned settings for {task}; it has them for {', '.join(known) or 'no task'}")
+        return merge(own, known[task])
+    if preset not in PRESETS:
+        raise ConfigError(f"preset: unknown preset '{preset}'; one of {', '.join([*PRESETS, 'tuned'])}")
+    if preset == "cpu" and agent != "tdmpc2":
+        return own
+    return merge(own, PRESETS[preset])
