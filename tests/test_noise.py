@@ -1,8 +1,10 @@
 """Named streams of noise."""
 
+import math
+
 import torch
 
-from worldmpc.noise import NoiseSpec, NoiseStream, derive_seed
+from worldmpc.noise import NoiseSpec, NoiseStream, derive_seed, gumbel
 
 SPECS = {
     "normal": NoiseSpec("normal", (4, 5000)),
@@ -56,3 +58,12 @@ def test_state_continues():
     resumed = NoiseStream(99, "y")
     resumed.load_state_dict(state)
     assert all(torch.equal(expected[name], value) for name, value in resumed.draw(SPECS).items())
+
+
+def test_gumbel_numbers_are_exact_and_ordered():
+    normal = torch.linspace(-8, 5, 400)
+    exact = -torch.log(-torch.special.log_ndtr(normal.double()))
+    torch.testing.assert_close(gumbel(normal).double(), exact, rtol=2e-6, atol=2e-6)
+    assert (gumbel(normal).diff() > 0).all()
+    samples = gumbel(torch.randn(200_000, generator=torch.Generator().manual_seed(0)))
+    assert abs(float(samples.mean()) - 0.57722) < 0.01 and abs(float(samples.var()) - math.pi**2 / 6) < 0.03

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmpc.config import ConfigError
+from worldmpc.models.heads import one_hot_argmax as one_hot_argmax
 
 TreeT = TypeVar("TreeT")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -91,11 +92,6 @@ def parameter_table(module: nn.Module) -> list[tuple[str, int]]:
     ]
     rows = [row for row in rows if row[1]]
     return [*rows, ("total", sum(count for _, count in rows))]
-
-
-def one_hot_argmax(scores: Tensor) -> Tensor:
-    """Return the choice with the largest score as a one-hot vector: [..., A] -> [..., A]."""
-    return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
 
 
 class Captured:

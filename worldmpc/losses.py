@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from worldmpc.models.world_model import WorldModel
-from worldmpc.types import Batch, LossTerm, Metrics, Noise
+from worldmpc.noise import NoiseSpec
+from worldmpc.types import LossTerm, Metrics, Noise, SequenceBatch, TransitionBatch
 
 
 class Rollout(NamedTuple):
@@ -22,20 +23,34 @@ class Rollout(NamedTuple):
     time_weight: Tensor  # [T, B] rho**t where the step is real, else 0
 
 
+def noise_specs(length: int, batch_size: int, action_dim: int, num_q: int, hidden_dim: int, dropout: float) -> dict[str, NoiseSpec]:
+    """Declare the noise of one update on a batch of ``length`` steps."""
+    specs = {
+        "td_policy": NoiseSpec("normal", (length, batch_size, action_dim)),
+        "td_critics": NoiseSpec("subset", (2,), num_q),
+        "pi_policy": NoiseSpec("normal", (length + 1, batch_size, action_dim)),
+        "pi_critics": NoiseSpec("subset", (2,), num_q),
+    }
+    if dropout:
+        specs["q_keep"] = NoiseSpec("keep", (num_q, length, batch_size, hidden_dim), dropout)
+        specs["pi_keep"] = NoiseSpec("keep", (2, length + 1, batch_size, hidden_dim), dropout)
+    return specs
+
+
 def time_weights(rho: float, mask: Tensor) -> Tensor:
     """rho**t where the step is real, else 0: mask [T, B] -> [T, B]."""
     return rho ** torch.arange(len(mask), device=mask.device, dtype=mask.dtype)[:, None] * mask
 
 
 @torch.no_grad()
-def td_target(model: WorldModel, next_z: Tensor, batch: Batch, discount: float, noise: Noise) -> Tensor:
+def td_target(model: WorldModel, next_z: Tensor, batch: SequenceBatch, discount: float, noise: Noise) -> Tensor:
     """r + discount (1 - terminated) min over two slow critics at a sampled action -> [T, B] (TD-MPC2 eq. 4, without entropy)."""
     action = model.propose(next_z, noise["td_policy"])
     value = model.target_q_values(next_z, action, noise["td_critics"]).amin(0)
     return batch.reward + discount * (1 - batch.terminated) * value
 
 
-def roll(model: WorldModel, batch: Batch, discount: float, rho: float, noise: Noise) -> Rollout:
+def roll(model: WorldModel, batch: SequenceBatch, discount: float, rho: float, noise: Noise) -> Rollout:
     """Encode the targets, imagine the batch's actions from its first observation, and compute the TD targets."""
     with torch.no_grad():
         next_z = model.encode(batch.obs[1:])
@@ -44,18 +59,18 @@ def roll(model: WorldModel, batch: Batch, discount: float, rho: float, noise: No
     return Rollout(zs, next_z, target, time_weights(rho, batch.mask))
 
 
-def consistency(model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+def consistency(model: WorldModel, rollout: Rollout, batch: SequenceBatch, noise: Noise) -> tuple[Tensor, Metrics]:
     """Squared error between imagined and encoded latents, mean over the latent -> [T, B]."""
     return (rollout.zs[1:] - rollout.next_z).square().mean(-1) * rollout.time_weight, {}
 
 
-def reward(model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+def reward(model: WorldModel, rollout: Rollout, batch: SequenceBatch, noise: Noise) -> tuple[Tensor, Metrics]:
     """Two-hot cross-entropy of the reward on imagined latents -> [T, B]."""
     logits = model.reward(rollout.zs[:-1], batch.action)
     return model.two_hot.loss(logits, batch.reward) * rollout.time_weight, {}
 
 
-def value(model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+def value(model: WorldModel, rollout: Rollout, batch: SequenceBatch, noise: Noise) -> tuple[Tensor, Metrics]:
     """Two-hot cross-entropy of all critics against the TD target, mean over critics -> [T, B]."""
     logits = model.q_logits(rollout.zs[:-1], batch.action, keep=noise.get("q_keep"))
     target = rollout.td_target
@@ -64,7 +79,7 @@ def value(model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise) -> tu
     return model.two_hot.loss(logits, target).mean(0) * rollout.time_weight, metrics
 
 
-def termination(model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+def termination(model: WorldModel, rollout: Rollout, batch: SequenceBatch, noise: Noise) -> tuple[Tensor, Metrics]:
     """Binary cross-entropy of termination on imagined latents, all steps weighted alike -> [T, B]."""
     logit = model.termination_logit(rollout.zs[1:])
     loss = F.binary_cross_entropy_with_logits(logit, batch.terminated, reduction="none") * batch.mask
@@ -81,7 +96,7 @@ def termination_statistics(logit: Tensor, target: Tensor) -> tuple[Tensor, Tenso
 
 
 def weighted_sum(
-    terms: Mapping[str, LossTerm], weights: Mapping[str, float], model: WorldModel, rollout: Rollout, batch: Batch, noise: Noise
+    terms: Mapping[str, LossTerm], weights: Mapping[str, float], model: WorldModel, rollout: Rollout, batch: SequenceBatch, noise: Noise
 ) -> tuple[Tensor, Metrics]:
     """Evaluate all terms and sum their means with their weights -> loss [], metrics ``<term>_loss`` and those of the terms.
 
@@ -131,6 +146,27 @@ def max_q_policy(
     return loss.mean(), metrics
 
 
+def expected_q_policy(
+    model: WorldModel, zs: Tensor, mask: Tensor, scale: Tensor, rho: float, entropy_coef: float, tau: float, noise: Noise
+) -> tuple[Tensor, Metrics]:
+    """Do what :func:`max_q_policy` does for one-hot actions, with the exact expectation over all ``A`` of them instead of a sample.
+
+    Loss: -E_{a ~ pi}[mean Q(z, a)] / scale - entropy_coef * entropy, weighted over time.
+    """
+    log_probs = torch.log_softmax(model.pi(zs), -1)  # [T+1, B, A]
+    choices = torch.eye(model.action_dim, device=zs.device, dtype=zs.dtype)
+    every = choices.expand(*zs.shape[:-1], -1, -1)
+    latents = zs[..., None, :].expand(*every.shape[:-1], -1)
+    with torch.no_grad():
+        values = model.q_values(latents, every, noise["pi_critics"]).mean(0)  # [T+1, B, A]
+    probs = log_probs.exp()
+    expected = (probs * values).sum(-1)
+    entropy = -(probs * log_probs).sum(-1)
+    scale = update_scale(scale, expected[0].detach(), tau)
+    loss = -(entropy_coef * entropy + expected / scale) * time_weights(rho, mask)
+    return loss.mean(), {"pi_entropy": entropy.detach().mean(), "pi_scale": scale}
+
+
 def update_scale(scale: Tensor, values: Tensor, tau: float) -> Tensor:
     """Move a running 5th-to-95th percentile range, at least 1, towards that of ``values`` [B]: [] -> []."""
     ordered = values.sort().values
@@ -142,3 +178,26 @@ def _between(ordered: Tensor, place: float) -> Tensor:
     """Value at a fractional index, linear in between (what torch.quantile does, and torch.vmap can)."""
     lower = int(place)
     return torch.lerp(ordered[lower], ordered[min(lower + 1, len(ordered) - 1)], place - lower)
+
+
+def behaviour_targets(
+    batch: TransitionBatch, advantage: Tensor, kind: Literal["bc", "awr"], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Return what a policy should imitate: actions [B, A] and their weights [B].
+
+    ``bc``: the mean of the plan (of one-hot actions its probabilities), where there was a plan. ``awr``: the action that was taken,
+    weighted by exp(standardised advantage / temperature), at most 20 (Peng et al. 2019, eq. 8 and section 4).
+    """
+    if kind == "awr":
+        standard = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+        return batch.action, (standard / temperature).exp().clamp(max=20.0)
+    if "plan_mean" not in batch.extras:
+        return batch.action, torch.ones_like(batch.reward)
+    mean = batch.extras["plan_mean"]
+    planned = mean.isfinite().all(-1, keepdim=True)  # random decisions of the seed phase have no plan, which the replay marks by NaN
+    return torch.where(planned, mean, batch.action), planned.squeeze(-1).to(batch.reward.dtype)
+
+
+def behaviour_loss(log_prob: Tensor, weight: Tensor) -> Tensor:
+    """Return the negative log-likelihood of actions, weighted: [B], [B] -> []."""
+    return -(weight * log_prob).sum() / weight.sum().clamp(min=1.0)

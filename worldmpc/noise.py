@@ -46,7 +46,9 @@ def gumbel(normal: Tensor) -> Tensor:
     So one kind of noise serves both kinds of actions: ``argmax(logits + gumbel(eps))`` is a sample of the softmax, and its mode
     where ``eps`` is constant.
     """
-    return -torch.log(-torch.special.log_ndtr(normal))
+    tail = 0.5 * torch.erfc(normal.abs() * math.sqrt(0.5))
+    # log Phi(normal), accurate on both sides; torch.special.log_ndtr has no rule for torch.vmap.
+    return -torch.log(-torch.where(normal > 0, torch.log1p(-tail), torch.log(tail)))
 
 
 class NoiseStream:

@@ -1,49 +1,26 @@
-"""MPPI against models whose answer is known."""
+"""Sampling planners against models whose answer is known."""
 
-import numpy as np
+import dataclasses
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from worldmpc.config import PlannerConfig
+from tests.planners.problems import CPU, Line, LinearQuadratic, returns, run
+from worldmpc.config import ConfigError, ModelConfig, PlannerConfig, resolve_model
+from worldmpc.models import kernels
+from worldmpc.models.packing import constant_parameters
+from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseStream
-from worldmpc.planners import rollout_return
-from worldmpc.planners.sampling import MPPI
-from worldmpc.types import ModelStep, PlanState
+from worldmpc.planners import make_planner, rollout_return
+from worldmpc.planners.rules import RULES, WORST, equal_weights, soft_weights
+from worldmpc.planners.sampling import MPPI, SamplingPlanner
+from worldmpc.types import ModelStep
 
-CPU = torch.device("cpu")
-
-
-class LinearQuadratic:
-    """z' = A z + B a, reward -(z' Q z' + a R a) at the new state; an exact model, with no value behind the horizon."""
-
-    A = torch.tensor([[1.0, 0.2], [0.0, 1.0]])
-    B = torch.tensor([[0.0], [0.5]])
-    R = 0.1
-
-    def encode(self, obs):
-        return obs
-
-    def step(self, z, action):
-        following = z @ self.A.T + action @ self.B.T
-        return ModelStep(following, -following.square().sum(-1) - self.R * action.square().sum(-1), torch.ones(z.shape[:-1]))
-
-    def propose(self, z, eps):
-        return eps.clamp(-1, 1)
-
-    def terminal_value(self, z, eps, critics):
-        return torch.zeros(z.shape[:-1])
-
-    def best(self, z, horizon, discount):
-        """First action of the discounted finite-horizon optimum, by backward Riccati recursion, for a state [2]."""
-        A, B = (matrix.double().numpy() for matrix in (self.A, self.B))
-        P, gain = np.zeros((2, 2)), None
-        for _ in range(horizon):
-            M = np.eye(2) + discount * P
-            gain = np.linalg.solve(self.R * np.eye(1) + B.T @ M @ B, B.T @ M @ A)
-            closed = A - B @ gain
-            P = gain.T @ gain * self.R + closed.T @ M @ closed
-        return -gain @ z.double().numpy()
+Z = torch.tensor([[0.5, -0.1], [-0.3, 0.4], [0.2, 0.3]])
+ACTIONS = {"box": False, "discrete": True}
+ENV_DIM = {"proposal": 1, "samples": 2, "terminal": 1, "elite": 0, "action": 0}
+"""Which dimension of the noise counts environments; critics are the same for all."""
 
 
 class Gated(LinearQuadratic):
@@ -55,20 +32,51 @@ class Gated(LinearQuadratic):
         return ModelStep(z, torch.ones(z.shape[:-1]), 1 - self.p * (action[..., 0] > 0).float())
 
 
-def run(planner, model, z, explore=False, state=None, seed=0):
-    noise = NoiseStream(seed, "plan").draw(planner.noise_specs(len(z)))
-    return planner.plan(model, z, state or planner.init(len(z), CPU), noise, explore)
+class Broken(LinearQuadratic):
+    """Returns are NaN and infinite for some actions."""
+
+    def step(self, z, action):
+        step = super().step(z, action)
+        reward = torch.where(action[..., 0] > 0, torch.nan, step.reward)
+        return step._replace(reward=torch.where(action[..., 0] < -0.9, torch.inf, reward))
 
 
-def make(**overrides):
-    config = {"horizon": 4, "iterations": 12, "num_samples": 512, "num_elites": 32, "num_pi_trajs": 8, "temperature": 20.0, **overrides}
-    return MPPI(PlannerConfig(**config), action_dim=1, discount=0.95, num_q=2)
+class Recorder:
+    """Any model, and the best and all returns of each iteration."""
+
+    def __init__(self, model):
+        self.model, self.values = model, []
+
+    def fast_returns(self, z, actions, discount, eps, critics):
+        self.values.append(rollout_return(self.model, z, actions, discount, eps, critics))
+        return self.values[-1]
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
+def make(name="mppi", discrete=False, **overrides):
+    sizes = {"horizon": 4, "iterations": 12, "num_samples": 512, "num_elites": 32, "num_pi_trajs": 8, "temperature": 20.0}
+    config = PlannerConfig(name=name, **{**sizes, **overrides})
+    return SamplingPlanner(config, action_dim=3 if discrete else 1, discount=0.95, num_q=2, discrete=discrete)
+
+
+def small(name, discrete, **overrides):
+    """A planner, a model and states, for properties that need no optimum."""
+    planner = make(name, discrete, **{"iterations": 3, "num_samples": 40, "num_elites": 6, **overrides})
+    return planner, Line() if discrete else LinearQuadratic(), torch.tensor([[0.0, 0.0], [1.0, 0.0], [-2.0, 0.0]]) if discrete else Z * 4
+
+
+every_planner = pytest.mark.parametrize("name", RULES)
+both_actions = pytest.mark.parametrize("discrete", ACTIONS.values(), ids=ACTIONS)
+
+
+# The published planner.
 
 
 def test_finds_the_linear_quadratic_optimum():
-    planner, model = make(), LinearQuadratic()
-    z = torch.tensor([[0.5, -0.1], [-0.3, 0.4], [0.0, 0.0]])
-    plan = run(planner, model, z)
+    model, z = LinearQuadratic(), torch.tensor([[0.5, -0.1], [-0.3, 0.4], [0.0, 0.0]])
+    plan = run(make(), model, z)
     for row, mean in zip(z, plan.mean, strict=True):
         assert mean[0].item() == pytest.approx(model.best(row, 4, 0.95).item(), abs=0.06)
 
@@ -77,7 +85,7 @@ def test_value_is_the_return_of_the_chosen_sequence_or_above_the_mean_plan():
     planner, model = make(), LinearQuadratic()
     z = torch.tensor([[0.5, -0.1]])
     plan = run(planner, model, z)
-    of_mean = rollout_return(model, z, plan.mean.transpose(0, 1), 0.95, torch.zeros(1, 1), torch.tensor([0, 1]))
+    of_mean = returns(model, z, plan.mean.transpose(0, 1), 0.95)
     assert plan.value[0] == pytest.approx(of_mean.item(), abs=0.02)
 
 
@@ -88,33 +96,18 @@ def test_actions_stay_within_bounds_and_std_within_its_own():
     assert plan.std.min() >= 0.1 and plan.std.max() <= 1.5
 
 
-def test_environments_do_not_see_each_other():
-    """A plan for three states equals three plans with the same noise."""
-    planner, model, z = make(iterations=3), LinearQuadratic(), torch.randn(3, 2)
-    noise = NoiseStream(0, "plan").draw(planner.noise_specs(3))
-    state = PlanState(torch.rand(3, 4, 1))
-    together = planner.plan(model, z, state, noise, True)
-    for env in range(3):
-        one = slice(env, env + 1)
-        mine = {
-            "proposal": noise["proposal"][:, one], "samples": noise["samples"][:, :, one], "terminal": noise["terminal"][:, one],
-            "critics": noise["critics"], "elite": noise["elite"][one], "action": noise["action"][one],
-        }  # fmt: skip
-        alone = planner.plan(model, z[one], PlanState(state.mean[one]), mine, True)
-        for field in ("action", "mean", "std", "value"):
-            assert_close(getattr(alone, field), getattr(together, field)[one])
-
-
 def test_warm_start_is_the_shifted_plan():
     plan = run(make(iterations=2), LinearQuadratic(), torch.randn(2, 2))
     assert_close(plan.state.mean[:, :-1], plan.mean[:, 1:])
     assert (plan.state.mean[:, -1] == 0).all()
 
 
-def test_warm_start_helps_a_single_iteration():
-    planner, model, z = make(iterations=1, max_std=0.3, num_pi_trajs=0), LinearQuadratic(), torch.tensor([[3.0, 1.0]])
+@pytest.mark.parametrize("name", ["mppi", "cem", "icem"])
+def test_warm_start_helps_a_single_iteration(name):
+    planner, model, z = make(name, iterations=1, max_std=0.3, num_pi_trajs=0), LinearQuadratic(), torch.tensor([[3.0, 1.0]])
+    start = planner.init(1, CPU)
     cold = run(planner, model, z)
-    warm = run(planner, model, z, state=PlanState(torch.full((1, 4, 1), -1.0)))
+    warm = run(planner, model, z, state=start._replace(mean=torch.full((1, 4, 1), -1.0)))
     assert warm.value > cold.value + 1
 
 
@@ -125,34 +118,13 @@ def test_exploration_adds_noise_to_the_action_alone():
     assert torch.equal(quiet.action, quiet.elite) and not torch.equal(loud.action, loud.elite)
 
 
-def test_bad_candidates_are_never_chosen_and_are_reported():
-    class Broken(LinearQuadratic):
-        def step(self, z, action):
-            step = super().step(z, action)
-            reward = torch.where(action[..., 0] > 0, torch.nan, step.reward)
-            return step._replace(reward=torch.where(action[..., 0] < -0.9, torch.inf, reward))
-
-    plan = run(make(), Broken(), torch.tensor([[-1.0, 0.0]]))
-    assert plan.value.isfinite().all() and -0.9 <= plan.action[0, 0] <= 0 and plan.metrics["plan_bad"] > 0
-
-
-def test_all_candidates_bad_still_gives_a_finite_action():
-    class Hopeless(LinearQuadratic):
-        def step(self, z, action):
-            return super().step(z, action)._replace(reward=torch.full(z.shape[:-1], torch.nan))
-
-    plan = run(make(), Hopeless(), torch.zeros(2, 2))
-    assert plan.action.isfinite().all() and plan.mean.isfinite().all() and plan.metrics["plan_bad"] == 1
-
-
 @pytest.mark.parametrize("p", [1.0, 0.5])
 def test_termination_weighs_everything_behind_it(p):
     """Three rewards of 1; ending at step 0 leaves 1 + (1 - p)(0.9 + 0.81)."""
     model = Gated()
     model.p = p
     actions = torch.tensor([[[-1.0], [1.0]], [[-1.0], [-1.0]], [[-1.0], [-1.0]]])
-    returns = rollout_return(model, torch.zeros(2, 2), actions, 0.9, torch.zeros(2, 1), torch.tensor([0, 1]))
-    assert_close(returns, torch.tensor([1 + 0.9 + 0.81, 1 + (1 - p) * (0.9 + 0.81)]))
+    assert_close(returns(model, torch.zeros(2, 2), actions, 0.9), torch.tensor([1 + 0.9 + 0.81, 1 + (1 - p) * (0.9 + 0.81)]))
 
 
 def test_more_iterations_for_large_action_spaces():
@@ -160,6 +132,546 @@ def test_more_iterations_for_large_action_spaces():
     assert MPPI(config, 19, 0.99, 5).iterations == 6 and MPPI(config, 20, 0.99, 5).iterations == 8
 
 
+def test_mppi_is_the_published_one_whatever_the_name():
+    model, plain = LinearQuadratic(), make()
+    assert_close(run(MPPI(make("cem").config, 1, 0.95, 2), model, Z).mean, run(plain, model, Z).mean, rtol=0, atol=0)
+
+
 def test_without_policy_proposals():
     plan = run(make(num_pi_trajs=0), LinearQuadratic(), torch.tensor([[0.5, -0.1]]))
     assert plan.mean[0, 0].item() == pytest.approx(LinearQuadratic().best(torch.tensor([0.5, -0.1]), 4, 0.95).item(), abs=0.06)
+
+
+# Known optima.
+
+PRECISE = {"horizon": 8, "min_std": 0.003, "max_std": 1.0, "num_pi_trajs": 0, "num_elites": 48, "iterations": 10}
+ACCURACY = {
+    "cem": ({}, 0.01),
+    "icem": ({"noise_exponent": 0.5, "sample_decay": 1.05, "num_elites": 32, "iterations": 12}, 0.01),
+    "mppi": ({"temperature": 10.0}, 0.01),
+    "random_shooting": ({"num_samples": 8192}, 0.6),
+    "cem and gradient": ({"name": "cem", "iterations": 2, "gradient_steps": 60}, 0.001),
+    "random shooting and gradient": ({"name": "random_shooting", "gradient_steps": 80}, 0.001),
+}
+
+
+def return_of(model, z, plan):
+    """Returns [E] of following the executed plan, which is the executed action and then the warm start of the next."""
+    return returns(model, z, torch.cat((plan.action[:, None], plan.state.mean[:, :-1]), 1).transpose(0, 1), 0.95)
+
+
+@pytest.mark.parametrize("case", ACCURACY)
+def test_share_of_the_linear_quadratic_optimum(case):
+    """``value`` is the return of the executed sequence, but for cem, whose mean is better still."""
+    changes, accuracy = ACCURACY[case]
+    model, planner = LinearQuadratic(), make(**{"name": case, **PRECISE, **changes})
+    plan = run(planner, model, Z)
+    for env, z in enumerate(Z):
+        actions, optimum = model.optimum(z, 8, 0.95)
+        assert abs(actions).max() < 0.9, "the optimum is no longer inside the bounds"
+        assert optimum * (1 + accuracy) <= plan.value[env].item() <= optimum * (1 - 1e-5)
+    if "random" not in case:
+        optima = torch.tensor([model.optimum(z, 8, 0.95)[1] for z in Z])
+        assert (return_of(model, Z, plan) >= optima * (1 + accuracy)).all()
+
+
+def test_the_riccati_optimum_is_one():
+    """Any step away from it is worse, so the tests above compare with the right number."""
+    model = LinearQuadratic()
+    actions, optimum = model.optimum(Z[0], 8, 0.95)
+    best = torch.tensor(actions).float()
+    assert returns(model, Z[:1], best[:, None], 0.95).item() == pytest.approx(optimum, rel=1e-5)
+    others = best[:, None] + 0.1 * torch.randn(8, 500, 1)
+    assert returns(model, Z[:1].expand(500, -1), others, 0.95).max().item() < optimum
+
+
+LINE = {"horizon": 5, "num_samples": 1500, "num_elites": 60, "iterations": 6, "uniform_mix": 0.2, "pi_noise": 0.8, "temperature": 2.0}
+
+
+@every_planner
+def test_discrete_optimum(name):
+    """Where going left pays, a bait lies on the right; the others of these states are closer to that."""
+    model, planner = Line(), make(name, discrete=True, **LINE)
+    z = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [-3.0, 0.0]])
+    plan = run(planner, model, z)
+    for env, row in enumerate(z):
+        action, value = model.optimum(row, 5, 0.95)
+        assert plan.value[env].item() == pytest.approx(value, rel=1e-5)
+        assert env == 2 or torch.equal(plan.action[env], action)
+    assert plan.action[0, 0] == 1, "left"
+
+
+def test_discrete_warm_start_helps():
+    """With few samples the right sequence of 12 is not found at once, but by refining it from plan to plan."""
+    planner, model = make("cem", True, horizon=12, num_samples=60, num_elites=8, iterations=2, num_pi_trajs=0), Line()
+    state, z, values = planner.init(8, CPU), torch.zeros(8, 2), []
+    for seed in range(8):
+        plan = run(planner, model, z, state=state, seed=seed)
+        state = plan.state._replace(mean=plan.mean)  # the same start again
+        values.append(plan.value.mean().item())
+    assert values[-1] > values[0] + 1
+
+
+# Properties of all of them.
+
+
+@every_planner
+@both_actions
+def test_plans_are_legal(name, discrete):
+    planner, model, z = small(name, discrete)
+    state = planner.init(3, CPU)
+    for explore in (True, False):
+        plan = run(planner, model, z * 10, explore, state)
+        state = plan.state
+        assert plan.mean.shape == plan.std.shape == (3, 4, planner.action_dim) and plan.value.shape == (3,)
+        for action in (plan.action, plan.elite):
+            assert action.shape == (3, planner.action_dim)
+            if discrete:
+                assert ((action == 0) | (action == 1)).all() and (action.sum(-1) == 1).all()
+            else:
+                assert action.abs().max() <= 1
+        if discrete:
+            assert_close(plan.mean.sum(-1), torch.ones(3, 4))
+            assert_close(plan.std, (plan.mean * (1 - plan.mean)).clamp(min=0).sqrt())
+            assert_close(plan.state.mean[:, -1], torch.full((3, 3), 1 / 3))
+        assert_close(plan.state.mean[:, :-1], plan.mean[:, 1:])
+        assert {name: value.shape for name, value in plan.metrics.items()} == {"plan_std": (), "plan_bad": ()}
+
+
+@every_planner
+def test_noise_is_the_same_for_both_actions(name):
+    box = SamplingPlanner(make(name).config, 3, 0.95, 2, discrete=False)
+    assert box.noise_specs(2) == make(name, discrete=True).noise_specs(2)
+
+
+@every_planner
+@both_actions
+@pytest.mark.parametrize("explore", [True, False])
+def test_same_noise_same_plan(name, discrete, explore):
+    planner, model, z = small(name, discrete)
+    one, two, three = (run(planner, model, z, explore, seed=seed) for seed in (1, 1, 2))
+    for field in ("action", "elite", "mean", "std", "value"):
+        assert torch.equal(getattr(one, field), getattr(two, field))
+    assert not torch.equal(one.mean, three.mean)
+
+
+@every_planner
+@both_actions
+@pytest.mark.parametrize("gradient_steps", [0, 3])
+def test_environments_do_not_see_each_other(name, discrete, gradient_steps):
+    """A plan for three states equals three plans with the same noise, from a warm start as well."""
+    if discrete and gradient_steps:
+        return
+    planner, model, z = small(name, discrete, gradient_steps=gradient_steps)
+    start = run(planner, model, z, True, seed=5).state
+    noise = NoiseStream(0, "plan").draw(planner.noise_specs(3))
+    together = planner.plan(model, z, start, noise, True)
+    for env in range(3):
+        mine = {name: value.narrow(ENV_DIM[name], env, 1) if name in ENV_DIM else value for name, value in noise.items()}
+        one = slice(env, env + 1)
+        alone = planner.plan(model, z[one], type(start)(start.mean[one], start.elites[one]), mine, True)
+        for field in ("action", "mean", "std", "value"):
+            assert_close(getattr(alone, field), getattr(together, field)[one])
+        assert_close(alone.state.elites, together.state.elites[one])
+
+
+@every_planner
+@both_actions
+def test_mapped_over_noise(name, discrete):
+    """As for several seeds at once."""
+    planner, model, z = small(name, discrete, gradient_steps=0 if discrete else 2)
+    state = planner.init(3, CPU)
+    noises = [NoiseStream(seed, "plan").draw(planner.noise_specs(3)) for seed in (0, 1)]
+    stacked = {name: torch.stack([noise[name] for noise in noises]) for name in noises[0]}
+    plans = torch.vmap(lambda noise: planner.plan(model, z, state, noise, True))(stacked)
+    for index, noise in enumerate(noises):
+        expected = planner.plan(model, z, state, noise, True)
+        for field in ("action", "mean", "std", "value"):
+            assert_close(getattr(plans, field)[index], getattr(expected, field), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "discrete", "gradient_steps"), [("mppi", False, 0), ("cem", False, 1), ("icem", True, 0)])
+def test_traced_as_one_graph(name, discrete, gradient_steps):
+    """Nothing in a plan depends on data, so it can be compiled and captured as a whole."""
+    torch.compiler.reset()
+    planner, model, z = small(name, discrete, iterations=1 if gradient_steps else 2, gradient_steps=gradient_steps)
+    state, noise = planner.init(3, CPU), NoiseStream(0, "plan").draw(planner.noise_specs(3))
+    compiled = torch.compile(planner.plan, backend="eager", fullgraph=True, dynamic=False)
+    expected = planner.plan(model, z, state, noise, True)
+    assert_close(compiled(model, z, state, noise, True).mean, expected.mean, rtol=1e-4, atol=1e-5)
+
+
+@every_planner
+@both_actions
+def test_bad_candidates_are_never_elites_while_others_are_finite(name, discrete):
+    """All elites but two are bad, in each iteration, so those two alone make the plan."""
+    planner, model, z = small(name, discrete, num_elites=20, iterations=2)
+
+    class Scarce(type(model)):
+        def fast_returns(self, z, actions, discount, eps, critics):
+            good = torch.arange(actions.shape[2]) < 2
+            elites.append(actions[:, :, :2])
+            return torch.where(good, rollout_return(model, z, actions, discount, eps, critics), torch.tensor([torch.nan, torch.inf])[:1])
+
+    elites = []
+    plan = run(planner, Scarce(), z)
+    low, high = elites[-1].amin(2).transpose(0, 1), elites[-1].amax(2).transpose(0, 1)
+    former = planner.config.momentum if planner.rule.momentum else 0
+    assert (plan.mean >= low - 2 * former - 1e-5).all() and (plan.mean <= high + 2 * former + 1e-5).all()
+    assert plan.value.isfinite().all() and (plan.value > WORST).all()
+    shares = [1 - 2 / size for size in planner.sizes for _ in range(size)]
+    assert plan.metrics["plan_bad"].item() == pytest.approx(sum(shares) / len(shares))
+
+
+@pytest.mark.parametrize("name", ["mppi", "cem", "icem", "random_shooting"])
+def test_bad_actions_are_avoided_and_reported(name):
+    plan = run(make(name, gradient_steps=3), Broken(), torch.tensor([[-1.0, 0.0]]))
+    assert plan.value.isfinite().all() and -0.9 <= plan.action[0, 0] <= 0 and plan.metrics["plan_bad"] > 0
+
+
+@every_planner
+@both_actions
+@pytest.mark.parametrize("prior_too", [False, True])
+def test_all_candidates_bad_still_gives_a_finite_action(name, discrete, prior_too):
+    planner, model, z = small(name, discrete, gradient_steps=0 if discrete else 2)
+
+    class Hopeless(type(model)):
+        def step(self, z, action):
+            return super().step(z, action)._replace(reward=torch.full(z.shape[:-1], torch.nan))
+
+        def propose(self, z, eps):
+            return torch.full_like(eps, torch.nan) if prior_too and not discrete else super().propose(z, eps)
+
+    state = planner.init(3, CPU)
+    for explore in (True, False):
+        plan = run(planner, Hopeless(), z, explore, state)
+        state = plan.state
+        assert plan.action.isfinite().all() and plan.action.abs().max() <= 1 and plan.metrics["plan_bad"] == 1
+        assert plan.mean.isfinite().all() and plan.std.isfinite().all() and plan.value.isfinite().all()
+        assert not discrete or (plan.action.sum(-1) == 1).all()
+
+
+def test_weights_sum_to_one():
+    values = torch.tensor([[3.0, 2.0, 1.0, WORST], [WORST] * 4, [5.0] * 4])
+    for weights in (soft_weights(values, 0.5), equal_weights(values)):
+        assert_close(weights.sum(1), torch.ones(3))
+        assert weights[0, 3] == 0 and (weights[1:] == 0.25).all()
+    assert_close(soft_weights(values, 0.5)[0, :3], torch.softmax(torch.tensor([1.5, 1.0, 0.5]), 0))
+    assert_close(equal_weights(values)[0, :3], torch.full((3,), 1 / 3))
+
+
+def test_temperature_of_zero_weighs_alike():
+    class Counting(LinearQuadratic):
+        def fast_returns(self, z, actions, discount, eps, critics):
+            return torch.where(torch.arange(actions.shape[2]) < 2, 1.0 * torch.arange(actions.shape[2]), torch.nan).expand(len(z), -1)
+
+    planner = make(iterations=1, temperature=0.0)
+    noise = NoiseStream(0, "plan").draw(planner.noise_specs(1))
+    plan = planner.plan(Counting(), Z[:1], planner.init(1, CPU), noise, False)
+    assert_close(plan.mean[0], noise["proposal"][:, 0, :2].clamp(-1, 1).mean(1))
+
+
+# What is special to one.
+
+
+def test_cem_executes_the_mean_and_keeps_momentum():
+    model = LinearQuadratic()
+    plan = run(make("cem"), model, Z)
+    assert torch.equal(plan.action, plan.mean[:, 0].clamp(-1, 1))
+    slow, fast = (run(make("cem", iterations=1, momentum=momentum), model, Z) for momentum in (0.4, 0.0))
+    assert_close(slow.mean, 0.6 * fast.mean)  # the former mean is 0
+    assert_close(slow.std, 0.6 * fast.std + 0.4 * 2.0)
+
+
+def test_random_shooting_executes_the_best_of_uniform_samples():
+    planner, seen = make("random_shooting", num_samples=4000, num_pi_trajs=0), []
+
+    class Seen(LinearQuadratic):
+        def fast_returns(self, z, actions, discount, eps, critics):
+            seen.append(actions)
+            return rollout_return(LinearQuadratic(), z, actions, discount, eps, critics)
+
+    plan = run(planner, Seen(), Z)
+    values = returns(LinearQuadratic(), Z[:, None].expand(-1, 4000, -1), seen[0], 0.95)
+    assert len(seen) == 1 and torch.equal(plan.value, values.amax(1))
+    assert torch.equal(plan.action, seen[0][0, torch.arange(3), values.argmax(1)])
+    quantiles = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
+    assert_close(seen[0].flatten().quantile(quantiles), 2 * quantiles - 1, atol=0.02, rtol=0)
+
+
+@both_actions
+def test_policy_guided_candidates(discrete):
+    """The first one follows the mode of the prior, the others its samples; noise acts while imagining."""
+    planner, model, z = small("policy_guided", discrete, pi_noise=0.0)
+    noise = NoiseStream(0, "plan").draw(planner.noise_specs(3))
+    seen = []
+
+    class Seen(type(model)):
+        def fast_returns(self, z, actions, discount, eps, critics):
+            seen.append(actions)
+
+    planner.plan(Seen(), z, planner.init(3, CPU), noise, False)
+    expected = torch.stack([model.propose(z[:, None], eps) for eps in noise["proposal"]])
+    assert len(seen) == 1 and torch.equal(seen[0][:, :, 1:], expected[:, :, 1:])
+    assert torch.equal(seen[0][:, :, 0], torch.stack([model.propose(z, torch.zeros(3, planner.action_dim))] * 4))
+    noisy = small("policy_guided", discrete, pi_noise=0.5)[0]
+    noisy.plan(Seen(), z, planner.init(3, CPU), noise, False)
+    assert torch.equal(seen[1][:, :, 0], seen[0][:, :, 0]) and not torch.equal(seen[1], seen[0])
+
+
+def test_policy_guided_noise_is_followed_by_the_policy():
+    """A prior that undoes all of the last action: noise at one step changes the next proposal."""
+
+    class Undoing(LinearQuadratic):
+        def step(self, z, action):
+            return super().step(z, action)._replace(z=action.expand(*action.shape[:-1], 2))
+
+        def propose(self, z, eps):
+            return -z[..., :1]
+
+        def fast_returns(self, z, actions, discount, eps, critics):
+            seen.append(actions)
+
+    seen = []
+    planner = make("policy_guided", pi_noise=0.1)
+    noise = NoiseStream(0, "plan").draw(planner.noise_specs(1))
+    planner.plan(Undoing(), torch.zeros(1, 2), planner.init(1, CPU), noise, False)
+    added = 0.1 * noise["samples"][0, :, 0, 1:, 0]
+    assert_close(seen[0][0, 0, 1:, 0], added[0])
+    assert_close(seen[0][1, 0, 1:, 0], added[1] - added[0])
+    assert (seen[0][:, 0, 0] == 0).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_policy_guided_share_of_random_actions(share):
+    planner, seen = make("policy_guided", True, num_samples=3000, pi_noise=share), []
+
+    class Right(Line):
+        def propose(self, z, eps):
+            return torch.tensor([0.0, 0.0, 1.0]).expand(eps.shape)
+
+        def fast_returns(self, z, actions, discount, eps, critics):
+            seen.append(actions)
+
+    run(planner, Right(), torch.zeros(1, 2))
+    expected = torch.tensor([share / 3, share / 3, 1 - 2 * share / 3])
+    assert_close(seen[0][:, 0, 1:].mean((0, 1)), expected, atol=0.02, rtol=0)
+
+
+def test_discrete_exploration_draws_from_the_plan():
+    """Over many environments in the same state, each first action is as frequent as its probability mixed with uniform."""
+    planner, envs = make("cem", True, iterations=2, num_samples=30, num_elites=10, uniform_mix=0.3), 4000
+    plan = run(planner, Line(), torch.zeros(envs, 2), explore=True)
+    assert_close(plan.action.mean(0), (0.7 * plan.mean[:, 0] + 0.1).mean(0), atol=0.03, rtol=0)
+    assert torch.equal(run(planner, Line(), torch.zeros(envs, 2)).action.argmax(-1), plan.mean[:, 0].argmax(-1))
+
+
+def test_discrete_candidates_are_mixed_with_uniform():
+    """A warm start that is sure of going right: half of it stays, of which 1 - uniform_mix is sampled from."""
+    planner, seen = make("cem", True, iterations=1, num_samples=4000, num_pi_trajs=0, uniform_mix=0.2), []
+
+    class Seen(Line):
+        def fast_returns(self, z, actions, discount, eps, critics):
+            seen.append(actions)
+
+    start = planner.init(1, CPU)
+    assert_close(start.mean, torch.full((1, 4, 3), 1 / 3))
+    run(planner, Seen(), torch.zeros(1, 2), state=start._replace(mean=torch.tensor([0.0, 0.0, 1.0]).expand(1, 4, 3)))
+    left = 0.8 * 0.5 / 3 + 0.2 / 3
+    assert_close(seen[0].mean((0, 1, 2)), torch.tensor([left, left, 1 - 2 * left]), atol=0.015, rtol=0)
+
+
+# iCEM.
+
+
+@both_actions
+def test_kept_elites_never_get_worse(discrete):
+    planner, model, z = small("icem", discrete, iterations=8, num_samples=30, keep_elites=0.5)
+    recorder = Recorder(model)
+    plan = run(planner, recorder, z)
+    best = torch.stack([values.amax(1) for values in recorder.values])
+    assert (best[1:] >= best[:-1] - 1e-6).all() and torch.equal(plan.value, best.amax(0))
+
+
+def test_the_best_sequence_ever_is_executed():
+    """Also where no elite is kept."""
+    planner = make("icem", iterations=6, num_samples=30, num_elites=10, keep_elites=0.0, min_std=0.5, num_pi_trajs=0)
+    recorder = Recorder(LinearQuadratic())
+    plan = run(planner, recorder, Z.repeat(20, 1))
+    best = torch.stack([values.amax(1) for values in recorder.values])
+    assert (best.argmax(0) < 5).any() and torch.equal(plan.value, best.amax(0))
+
+
+def test_elites_go_to_the_next_plan():
+    """Shifted by one, with a new last action; a fresh episode has none."""
+    planner, seen = make("icem", iterations=2, num_samples=40, num_elites=10, keep_elites=0.3, num_pi_trajs=5), []
+
+    class Seen(LinearQuadratic):
+        def fast_returns(self, z, actions, discount, eps, critics):
+            seen.append(actions)
+
+    start = planner.init(3, CPU)
+    assert start.elites.shape == (3, 3, 4, 1) and start.elites.isinf().all()
+    plan = run(planner, Seen(), Z, state=start)
+    assert seen[0].isfinite().all() and plan.state.elites.shape == (3, 3, 4, 1)
+    values = returns(LinearQuadratic(), Z[:, None].expand(-1, seen[1].shape[2], -1), seen[1], 0.95)
+    best = seen[1].gather(2, values.topk(3).indices[None, :, :, None].expand(4, -1, -1, 1)).permute(1, 2, 0, 3)
+    assert torch.equal(plan.state.elites[:, :, :-1], best[:, :, 1:])
+    seen.clear()
+    run(planner, Seen(), Z, state=plan.state)
+    assert torch.equal(seen[0][:-1, :, 5:8].permute(1, 2, 0, 3), plan.state.elites[:, :, :-1])
+    assert seen[0].isfinite().all() and seen[0][-1, :, 5:8].flatten().unique().numel() > 3
+
+
+def test_kept_elites_help_the_next_plan():
+    """A good plan's elites alone, one step later, are better than what few samples find."""
+    model, sizes = LinearQuadratic(), {"horizon": 8, "num_elites": 4, "num_pi_trajs": 0}
+    careful, hasty = make("icem", num_samples=400, **sizes), make("icem", iterations=1, num_samples=12, **sizes)
+    first = run(careful, model, torch.tensor([[2.0, 1.0]]).expand(20, -1))
+    following, fresh = model.step(torch.tensor([2.0, 1.0]), first.action).z, hasty.init(20, CPU)
+    optimum = run(careful, model, following).value.mean()
+    alone = run(hasty, model, following, seed=1, state=fresh).value.mean()
+    helped = run(hasty, model, following, seed=1, state=fresh._replace(elites=first.state.elites)).value.mean()
+    assert helped > 1.03 * optimum and alone < 1.1 * optimum  # returns are negative
+
+
+def test_samples_get_fewer():
+    """100 candidates fall by 1.5 per iteration, to no fewer than two per elite; the mean is one of the last."""
+    planner, seen = make("icem", iterations=5, num_samples=100, num_elites=20, sample_decay=1.5), []
+
+    class Seen(LinearQuadratic):
+        def fast_returns(self, z, actions, discount, eps, critics):
+            seen.append(actions)
+
+    plan = run(planner, Seen(), Z)
+    assert [actions.shape[2] for actions in seen] == planner.sizes == [100, 67, 44, 40, 40]
+    assert make("icem", iterations=3, num_samples=50, num_elites=40, sample_decay=1.5, keep_elites=0.1).sizes == [50, 50, 50]
+    before = run(make("icem", iterations=4, num_samples=100, num_elites=20, sample_decay=1.5), LinearQuadratic(), Z)
+    assert plan.state.elites.shape == before.state.elites.shape == (3, 6, 4, 1)
+
+
+def test_the_mean_is_a_candidate_of_the_last_iteration():
+    planner, seen = make("icem", iterations=2, num_samples=100, num_elites=20, momentum=0.0, keep_elites=0.0), []
+
+    class Seen(LinearQuadratic):
+        def fast_returns(self, z, actions, discount, eps, critics):
+            seen.append((actions, rollout_return(LinearQuadratic(), z, actions, discount, eps, critics)))
+            return seen[-1][1]
+
+    run(planner, Seen(), Z)
+    actions, values = seen[0]
+    elites = actions.gather(2, values.topk(20).indices[None, :, :, None].expand(4, -1, -1, 1))
+    assert_close(seen[1][0][:, :, -1], elites.mean(2))
+
+
+def test_coloured_candidates_reach_further():
+    """The sum of a sequence of smooth noise varies more than that of a white one."""
+    spread = {}
+    for exponent in (0.0, 2.0):
+        seen = []
+
+        class Seen(LinearQuadratic):
+            def fast_returns(self, z, actions, discount, eps, critics, seen=seen):
+                seen.append(actions)
+
+        run(make("icem", horizon=12, iterations=1, max_std=0.2, noise_exponent=exponent, num_pi_trajs=0), Seen(), Z)
+        assert seen[0].std().item() == pytest.approx(0.2, rel=0.1)
+        spread[exponent] = seen[0].sum(0).std().item()
+    assert spread[2.0] > 1.6 * spread[0.0]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_horizon_of_one(name):
+    plan = run(make(name, horizon=1), LinearQuadratic(), Z)
+    best = [LinearQuadratic().best(z, 1, 0.95).item() for z in Z]
+    assert_close(plan.value, torch.tensor([LinearQuadratic().optimum(z, 1, 0.95)[1] for z in Z]).float(), atol=0.02, rtol=0)
+    assert plan.mean.shape == (3, 1, 1) and all(abs(value) < 1 for value in best)
+
+
+# Gradients.
+
+
+def test_gradient_refines_every_planner_that_samples():
+    model = LinearQuadratic()
+    for name in RULES:
+        coarse = {"iterations": 1, "num_samples": 16, "num_elites": 4, "num_pi_trajs": 4, "horizon": 8}
+        plain, refined = (run(make(name, gradient_steps=steps, **coarse), model, Z) for steps in (0, 40))
+        assert (refined.value > plain.value).all(), name
+        assert_close(return_of(model, Z, refined), refined.value)
+        assert_close(refined.state.mean[:, :-1], refined.mean[:, 1:])
+        assert torch.equal(refined.action, refined.mean[:, 0]) and refined.mean.abs().max() <= 1
+
+
+def test_gradient_keeps_what_it_cannot_improve():
+    """A return with the sign of its gradient turned round."""
+
+    class Perverse(LinearQuadratic):
+        def step(self, z, action):
+            return super().step(z, 2 * action.detach() - action)
+
+    plain, refined = (run(make(gradient_steps=steps), Perverse(), Z) for steps in (0, 5))
+    assert_close(refined.value, plain.value)
+    for field in ("action", "mean", "std"):
+        assert torch.equal(getattr(refined, field), getattr(plain, field))
+    assert torch.equal(refined.state.mean, plain.state.mean)
+
+
+def world_model(**changes):
+    model = WorldModel(resolve_model(ModelConfig(enc_dim=16, mlp_dim=32, latent_dim=16, num_enc_layers=2, num_q=3, **changes)), 5, 2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("changes", [{}, {"termination": "on"}], ids=str)
+def test_gradient_through_a_learned_model(changes, monkeypatch):
+    """Whose parameters are left as they were, in the scope that agents plan in; and with the library of networks, which has none."""
+    monkeypatch.setattr(kernels, "NATIVE_FROM", 1)
+    model, values = world_model(**changes), {}
+    with constant_parameters(), torch.no_grad():
+        z = model.encode(torch.randn(4, 5))
+        for steps in (0, 10):
+            planner = SamplingPlanner(dataclasses.replace(small("icem", False)[0].config, gradient_steps=steps), 2, 0.95, 3)
+            plan = run(planner, model, z)
+            values[steps] = plan.value
+    assert (values[10] > values[0] + 1e-4).any() and not plan.value.requires_grad
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.q.parameters())
+
+
+@every_planner
+def test_plans_in_half_precision(name):
+    """Of a learned model's products alone: noise and actions stay in single precision."""
+    model, planner = world_model(), SamplingPlanner(small(name, False, gradient_steps=2)[0].config, 2, 0.95, 3)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        plan = run(planner, model, model.encode(torch.randn(4, 5)), explore=True)
+    for value in (plan.action, plan.mean, plan.std, plan.state.mean, plan.state.elites):
+        assert value.dtype == torch.float32
+    assert plan.action.isfinite().all() and plan.value.isfinite().all()
+
+
+# The registry.
+
+
+@every_planner
+def test_registry(name):
+    planner = make_planner(make(name).config, 3, 0.9, 2, True)
+    assert isinstance(planner, SamplingPlanner) and planner.config.name == name
+    assert run(planner, Line(), torch.zeros(1, 2)).action.sum() == 1
+
+
+IMPOSSIBLE = [
+    ({"name": "mcts"}, False, "planner.name: mcts needs a discrete action space"),
+    ({"gradient_steps": 2}, True, "planner.gradient_steps: there is no gradient for discrete actions; use gradient_steps=0"),
+    ({"name": "diffusion", "gradient_steps": 2}, False, "planner.gradient_steps: diffusion does not"),
+    ({"name": "newton"}, False, "planner.name: unknown planner 'newton'; use one of mppi, "),
+    ({"name": "icem", "num_samples": 50, "num_pi_trajs": 40}, False, "planner.num_samples: 50 candidates of iteration 1"),
+    ({"name": "icem", "num_elites": 50, "num_samples": 50, "keep_elites": 1.0}, False, "planner.num_samples: 50 candidates"),
+]
+
+
+@pytest.mark.parametrize(("values", "discrete", "message"), IMPOSSIBLE)
+def test_registry_refuses_what_cannot_be(values, discrete, message):
+    with pytest.raises(ConfigError) as error:
+        make_planner(dataclasses.replace(make().config, **values), 3, 0.9, 2, discrete)
+    assert str(error.value).startswith(message)

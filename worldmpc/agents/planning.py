@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from worldmpc.agents.common import Streams
 from worldmpc.config import RunConfig
 from worldmpc.data.replay import Replay, make_replay
 from worldmpc.planners.sampling import PLAN_RECORDS
-from worldmpc.types import ActOutput, Carry, EnvSpec, PlanResult
+from worldmpc.types import ActOutput, Carry, EnvSpec, Model, Planner, PlanResult
 
 
 def plan_replay(config: RunConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> Replay:
@@ -21,3 +23,26 @@ def plan_output(plan: PlanResult) -> ActOutput:
     return ActOutput(
         plan.action, Carry(plan.state), {"plan_mean": plan.mean[:, 0], "plan_std": plan.std[:, 0], "plan_value": plan.value}, plan.metrics
     )
+
+
+class PlanningActor:
+    """Acts by planning with a model: the part of an agent that decides.
+
+    Args:
+        planner: refines plans.
+        streams: random numbers of the agent.
+        device: where to plan.
+    """
+
+    def __init__(self, planner: Planner, streams: Streams, device: torch.device) -> None:
+        self.planner, self.streams, self.device = planner, streams, device
+
+    def init_carry(self, num_envs: int) -> Carry:
+        """Return the carry of ``num_envs`` fresh episodes."""
+        return Carry(self.planner.init(num_envs, self.device))
+
+    @torch.no_grad()
+    def act(self, model: Model, carry: Carry, obs: Tensor, explore: bool) -> ActOutput:
+        """Plan from observations [E, O] and choose actions [E, A]; a model with noise of its own is bound to it."""
+        noise = self.streams.acting("explore" if explore else "eval").draw(self.planner.noise_specs(len(obs)))
+        return plan_output(self.planner.plan(model, model.encode(obs.to(self.device)), carry.plan, noise, explore))

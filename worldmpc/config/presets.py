@@ -135,4 +135,5 @@ def preset_values(preset: str, agent: str, task: str | None = None) -> dict[str,
         raise ConfigError(f"preset: unknown preset '{preset}'; one of {', '.join([*PRESETS, 'tuned'])}")
     if preset == "cpu" and agent != "tdmpc2":
         return own
-    return merge(own, PRESETS[preset])
+    values = merge(own, PRESETS[preset])
+    return merge(values, {"planner": {"num_pi_trajs": 0}}) if agent in ("mpc", "pets") else values  # they have no policy that proposes

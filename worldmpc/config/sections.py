@@ -111,7 +111,6 @@ class MBMPCConfig:
     awr_temperature: float = key(1.0, "awr: advantages, in standard deviations, are divided by this before the exponential")
     fit_every: int = key(500, "decisions between fits of the dynamics")
     gradient_steps: int = key(500, "updates of policy and value per fit")
-    gae_lambda: float = key(0.95, "lambda of the value targets")
     tau: float = key(0.01, "Polyak rate of the target value")
 
 

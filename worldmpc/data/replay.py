@@ -14,7 +14,7 @@ from torch import Tensor
 from worldmpc.config import ConfigError, RunConfig
 from worldmpc.data.windows import REAL, TERMINATED, TRUNCATED, Bools, Ints, WindowIndex
 from worldmpc.runtime import resolve_device
-from worldmpc.types import EnvSpec, SequenceBatch, Transition
+from worldmpc.types import EnvSpec, SequenceBatch, Transition, TransitionBatch
 
 DONE = TERMINATED | TRUNCATED
 
@@ -209,6 +209,28 @@ class Replay:
             mask=mask,
             index=index,
             extras={name: data[..., self._columns[name]].view(steps, batch, *shape) for name, shape in self.extras.items()},
+        )
+
+    def transitions(self, discount: float) -> TransitionBatch:
+        """Return all steps that are stored, one by one, environment after environment and row after row.
+
+        Args:
+            discount: per decision.
+        """
+        rows = np.flatnonzero(self._flags[:-1] & REAL)
+        base = rows // self.rows * self.rows
+        here = torch.from_numpy(rows).to(self.storage_device)
+        there = torch.from_numpy(base + (rows - base + 1) % self.rows).to(self.storage_device)
+        width = self.action_dim
+        data = self._data.index_select(0, here).to(self.device)
+        return TransitionBatch(
+            obs=self._obs.index_select(0, here).to(self.device),
+            action=data[:, :width],
+            reward=data[:, width],
+            next_obs=self._obs.index_select(0, there).to(self.device),
+            terminated=data[:, width + 1],
+            discount=data.new_full((len(rows),), discount),
+            extras={name: data[:, self._columns[name]].view(len(rows), *shape) for name, shape in self.extras.items()},
         )
 
     def write(self, name: str, index: Tensor, values: Tensor) -> None:

@@ -25,6 +25,7 @@ class ReplaySource:
         seed_decisions: int,
         generator: torch.Generator,
         convert: Callable[[SequenceBatch], Batch] | None = None,
+        draw: Callable[[], Batch] | None = None,
     ) -> None:
         """Wrap a replay.
 
@@ -35,6 +36,7 @@ class ReplaySource:
             seed_decisions: decisions before the first update; as many updates as they are worth are due right after them.
             generator: CPU generator of the sampling stream; saving it is its owner's business.
             convert: makes what an update wants out of windows; None: windows.
+            draw: returns the batch of an update, instead of windows at random, such as all that is stored.
 
         Raises:
             ConfigError: a value out of range, or a generator on another device.
@@ -52,7 +54,7 @@ class ReplaySource:
         self.utd = utd
         self.seed_decisions = seed_decisions
         self.generator = generator
-        self.convert = convert
+        self.convert, self.draw = convert, draw
         self.decisions = 0
         self.updates = 0
         self.resume_at = 0
@@ -97,8 +99,10 @@ class ReplaySource:
         Raises:
             RuntimeError: the replay has no window yet.
         """
-        batch = self.replay.sample(torch.rand(self.batch_size, dtype=torch.float64, generator=self.generator))
         self.updates += 1
+        if self.draw is not None:
+            return self.draw()
+        batch = self.replay.sample(torch.rand(self.batch_size, dtype=torch.float64, generator=self.generator))
         return batch if self.convert is None else self.convert(batch)
 
     def describe(self) -> str:
@@ -134,3 +138,50 @@ class ReplaySource:
     def _worth(self, decisions: int) -> int:
         """Return how many updates a number of decisions is worth."""
         return decisions * self._ratio.numerator // self._ratio.denominator
+
+
+class NoSource:
+    """Nothing to learn from: counts decisions, never asks for an update."""
+
+    def __init__(self) -> None:
+        self.decisions = 0
+        self.updates = 0
+        self.seed_decisions = 0
+
+    def observe(self, step: Transition) -> None:
+        """Count one decision of every environment."""
+        self.decisions += int(step.valid.sum())
+
+    def ready(self) -> int:
+        """Return 0."""
+        return 0
+
+    def next(self) -> Batch:
+        """Refuse.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("this agent learns nothing, so there is no batch")
+
+    def describe(self) -> str:
+        """Return one line."""
+        return "no replay: this agent learns nothing"
+
+    def cut(self) -> None:
+        """Do nothing, as nothing is stored."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counter."""
+        return {"decisions": self.decisions}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the counter."""
+        self.decisions = int(state["decisions"])
+
+    def data_state(self) -> dict[str, Tensor]:
+        """Return nothing."""
+        return {}
+
+    def load_data(self, data: Mapping[str, Tensor] | None) -> None:
+        """Do nothing, as nothing is stored."""

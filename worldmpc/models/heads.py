@@ -1,4 +1,4 @@
-"""The squashed Gaussian policy, a stateless function of a network's output."""
+"""Policies as stateless functions of a network's output: the squashed Gaussian, and one-hot choices."""
 
 from __future__ import annotations
 
@@ -46,6 +46,12 @@ def split_gaussian(raw: Tensor, log_std_min: float, log_std_max: float) -> tuple
     """Return mean [..., A] and bounded log standard deviation [..., A] from [..., 2 A]."""
     mean, log_std = raw.chunk(2, dim=-1)
     return mean, log_std_min + 0.5 * (log_std_max - log_std_min) * (torch.tanh(log_std) + 1)
+
+
+def one_hot_argmax(scores: Tensor) -> Tensor:
+    """Return the choice with the largest score, the first of equal ones, as a one-hot vector: [..., A] -> [..., A]."""
+    numbers = torch.arange(scores.shape[-1], device=scores.device)
+    return (numbers == scores.argmax(-1, keepdim=True)).to(scores.dtype)
 
 
 def _by_library(raw: Tensor, eps: Tensor, log_std_min: float, log_std_max: float) -> PolicySample | None:

@@ -151,8 +151,7 @@ class WorldModel(nn.Module):
     def propose(self, z: Tensor, eps: Tensor) -> Tensor:
         """Sample of the policy prior, its mode where ``eps`` is 0: [..., Z], [..., A] -> [..., A]."""
         if self.discrete:
-            scores = self.pi(z) + gumbel(eps)
-            return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
+            return heads.one_hot_argmax(self.pi(z) + gumbel(eps))
         mean, log_std = heads.split_gaussian(self.pi(z), self.config.log_std_min, self.config.log_std_max)
         return torch.tanh(mean + eps * log_std.exp())
 

@@ -1,0 +1,110 @@
+"""TD-MPC2 on one-hot actions: a categorical prior, its objective in closed form, every planner, checkpoints and stacks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from worldmpc import losses
+from worldmpc.agents.stack import Stack
+from worldmpc.agents.tdmpc2 import TDMPC2
+from worldmpc.config import make_config
+from worldmpc.noise import NoiseStream
+from worldmpc.types import EnvSpec, SequenceBatch
+
+SPEC = EnvSpec("x", (4,), 3, 50, discrete=True)
+
+
+def make(seed=1, **overrides) -> TDMPC2:
+    return TDMPC2(make_config("debug", seed=seed, **overrides), SPEC)
+
+
+def batch_of(length=3, batch_size=8, seed=0) -> SequenceBatch:
+    generator = torch.Generator().manual_seed(seed)
+    choices = torch.randint(3, (length, batch_size), generator=generator)
+    return SequenceBatch(
+        obs=torch.randn(length + 1, batch_size, 4, generator=generator),
+        action=torch.eye(3)[choices],
+        reward=torch.randn(length, batch_size, generator=generator),
+        terminated=torch.zeros(length, batch_size),
+        truncated=torch.zeros(length, batch_size),
+        mask=torch.ones(length, batch_size),
+        index=torch.zeros(length, batch_size, dtype=torch.int64),
+    )
+
+
+@pytest.mark.parametrize("mode", ["explore", "eval", "prior"])
+def test_actions_are_one_hot(mode):
+    agent = make()
+    output = agent.act(agent.init_carry(5), torch.randn(5, 4), mode)
+    assert output.action.shape == (5, 3) and set(output.action.unique().tolist()) <= {0.0, 1.0} and (output.action.sum(-1) == 1).all()
+
+
+def test_prior_samples_its_own_probabilities_and_evaluates_by_its_mode():
+    model = make().model
+    with torch.no_grad():
+        for parameter in model.pi.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    z = model.encode(torch.randn(1, 4))
+    eps = NoiseStream(0, "x").generator
+    samples = model.propose(z.expand(20_000, -1), torch.randn(20_000, 3, generator=eps)).mean(0)
+    probs = model.action_probs(z)[0]
+    torch.testing.assert_close(samples, probs, atol=0.02, rtol=0)  # about six standard errors
+    assert model.propose(z, torch.zeros(1, 3)).argmax() == probs.argmax()
+
+
+def test_policy_objective_is_the_expectation_over_all_choices():
+    agent = make()
+    model, zs = agent.model, torch.softmax(torch.randn(4, 8, 16), -1)
+    mask = torch.ones(4, 8)
+    noise = {"pi_critics": torch.tensor([1, 0])}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    loss, metrics = losses.expected_q_policy(model, zs, mask, torch.tensor(2.0), 0.5, 0.1, 0.01, noise)
+    probs = torch.softmax(model.pi(zs), -1)
+    expected = torch.zeros(4, 8)
+    for choice in range(3):
+        action = torch.eye(3)[choice].expand(4, 8, 3)
+        expected = expected + probs[..., choice] * model.q_values(zs, action).mean(0)
+    entropy = -(probs * probs.log()).sum(-1)
+    by_hand = -((0.1 * entropy + expected / metrics["pi_scale"]) * 0.5 ** torch.arange(4)[:, None]).mean()
+    torch.testing.assert_close(loss, by_hand)
+    gradients = torch.autograd.grad(loss, list(model.pi.parameters()) + list(model.q.parameters()), allow_unused=True)
+    count = len(list(model.pi.parameters()))
+    assert all(gradient is not None for gradient in gradients[:count]) and all(gradient is None for gradient in gradients[count:])
+
+
+def test_updates_repeat_and_survive_saving():
+    agent, other = make(), make()
+    for seed in range(3):
+        agent.update(batch_of(seed=seed))
+    other.load_state_dict(agent.state_dict())
+    one, two = agent.update(batch_of(seed=9)), other.update(batch_of(seed=9))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_stacked_seeds_equal_solo_ones():
+    solo, stacked = [make(seed) for seed in (1, 2)], [make(seed) for seed in (1, 2)]
+    stack = Stack(stacked)
+    for step in range(3):
+        batches = [batch_of(seed=10 * step + index) for index in range(2)]
+        alone = [agent.update(batch) for agent, batch in zip(solo, batches, strict=True)]
+        together = stack.update(batches)
+        for one, other in zip(alone, together, strict=True):
+            torch.testing.assert_close(other["total_loss"], one["total_loss"], rtol=1e-4, atol=1e-5)
+    stack.batched_acting = True
+    obs = [torch.randn(2, 4) for _ in stacked]
+    answers = stack.act([agent.init_carry(2) for agent in stacked], obs)
+    for agent, own, answer in zip(solo, obs, answers, strict=True):
+        torch.testing.assert_close(answer.action, agent.act(agent.init_carry(2), own, "explore").action)
+
+
+@pytest.mark.parametrize("name", ["mppi", "cem", "icem", "random_shooting", "policy_guided", "diffusion", "mcts"])
+def test_every_planner_in_the_latent_space(name):
+    agent = make(**{"planner.name": name, "planner.num_simulations": 8})
+    carry = agent.init_carry(2)
+    for mode in ("explore", "eval"):
+        output = agent.act(carry, torch.randn(2, 4), mode)
+        assert (output.action.sum(-1) == 1).all() and output.extras["plan_value"].isfinite().all()
+        carry = output.carry

@@ -1,0 +1,94 @@
+"""What the off-policy baselines have in common: what they can learn from, and how their losses are descended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldmpc.config import ConfigError, RunConfig, seed_decisions
+from worldmpc.data.replay import make_replay
+from worldmpc.data.source import ReplaySource
+from worldmpc.data.transitions import n_step_transitions
+from worldmpc.optim import GroupOptimizer
+from worldmpc.types import EnvSpec
+
+
+def require_actions(spec: EnvSpec, agent: str, discrete: bool) -> None:
+    """Check that an environment has the kind of actions that an agent needs.
+
+    Raises:
+        ConfigError: it has the other kind.
+    """
+    if discrete and not spec.discrete:
+        others = "agent=sac, td3, ppo or tdmpc2"
+        raise ConfigError(f"agent: {agent} needs a discrete action space, {spec.name} has Box actions; use {others}")
+    if spec.discrete and not discrete:
+        others = "agent=dqn, sac, ppo or tdmpc2"
+        raise ConfigError(f"agent: {agent} needs a Box action space, {spec.name} has Discrete actions; use {others}")
+
+
+def transition_source(
+    config: RunConfig, spec: EnvSpec, device: torch.device, num_envs: int, generator: torch.Generator, n_step: int, discount: float
+) -> ReplaySource:
+    """Return a replay that hands out transitions of ``n_step`` steps [B, ...]."""
+    replay = make_replay(config, spec, num_envs, n_step, device=device)
+    return ReplaySource(
+        replay,
+        config.loss.batch_size,
+        config.train.utd,
+        seed_decisions(config, spec.episode_length),
+        generator,
+        convert=lambda windows: n_step_transitions(windows, discount),
+    )
+
+
+class Descent:
+    """Optimisers of the parts of a module, whose losses are descended one after the other in each update.
+
+    Args:
+        module: owner of the parameters.
+        parts: names of its children, each with an optimiser of its own.
+        config: learning rate, clip, schedule and largest loss.
+        total_updates: length of the learning-rate schedule.
+    """
+
+    def __init__(self, module: nn.Module, parts: tuple[str, ...], config: RunConfig, total_updates: int) -> None:
+        self.optimizers = {part: GroupOptimizer(module, {f"{part}.": 1.0}, config.optim, total_updates=total_updates) for part in parts}
+        self.max_loss = config.train.max_loss
+        self.updates = 0
+        self.skipped = torch.zeros((), device=next(module.parameters()).device)
+
+    def begin(self) -> Tensor:
+        """Set the learning rates of the next update, and return that nothing is to be skipped so far, [] 0."""
+        for optimizer in self.optimizers.values():
+            optimizer.schedule(self.updates)
+        return torch.zeros_like(self.skipped)
+
+    def step(self, part: str, loss: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        """Descend the loss [] of a part, unless ``skip`` [] is 1, or loss or gradient are not finite, or the loss is too large.
+
+        Returns:
+            The gradient's norm before clipping [], and 1 where nothing was applied, else 0 [].
+        """
+        optimizer = self.optimizers[part]
+        diverged = (~(loss.detach().abs() < self.max_loss)).to(skip.dtype)
+        return optimizer.step(optimizer.gradients(loss), torch.maximum(skip, diverged))
+
+    def end(self, skip: Tensor) -> Tensor:
+        """Count the update, and return how many have been skipped, in full or in part, []."""
+        self.updates += 1
+        self.skipped += skip
+        return self.skipped.clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimisers' states and the counter."""
+        return {"optimizers": {part: optimizer.state_dict() for part, optimizer in self.optimizers.items()}, "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        for part, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][part])
+        self.updates = int(state["updates"])

@@ -1,0 +1,213 @@
+"""The update of PPO, usable alone: losses, custom losses, gradient clip, early stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldmpc import on_policy
+from worldmpc.config import ConfigError, PPOConfig
+from worldmpc.data.stream import Experience, StreamSource
+from worldmpc.noise import derive_seed
+from worldmpc.types import Metrics, RolloutBatch
+
+CustomLoss = Callable[..., Tensor]
+"""Called with the keywords ``policy``, ``obs`` [B, *O], ``actions`` [B, A], ``rewards``, ``values`` (when the actions were taken) and
+``advantages`` (not standardised) [B]; returns a scalar that is added to the loss. What it needs the gradient of, it asks the policy."""
+
+
+class LossError(ConfigError):
+    """A loss that cannot be used; nothing was changed by it."""
+
+
+class PPOOptimizer:
+    """Proximal policy optimisation (Schulman et al. 2017) of any policy that can be called like
+    :class:`worldmpc.models.actor_critic.ActorCritic`: ``policy(obs, state, action) -> action, log_prob, entropy, value, _``.
+
+    Args:
+        policy: the module that learns.
+        optimizer: over its parameters; its learning rate is its owner's business.
+        device: where batches go.
+        config: coefficients; ``gamma`` is the discount.
+        max_loss: an update whose loss is above this, or not finite, is not applied.
+        seed: of the shuffling in :meth:`update`.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device | str = "cpu",
+        config: PPOConfig | None = None,
+        *,
+        max_loss: float = math.inf,
+        seed: int = 1,
+    ) -> None:
+        self.policy, self.optimizer, self.device = policy, optimizer, torch.device(device)
+        self.config = config or PPOConfig()
+        self.max_loss = max_loss
+        self.generator = torch.Generator().manual_seed(derive_seed(seed, "minibatches"))
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.stopped = False
+        """Whether the policy has moved by ``target_kl`` since the rollout under training was collected."""
+        self.updates = 0
+        """Updates so far, those included that were not applied."""
+        self.skipped = 0
+        """Updates that were not applied because of their loss or gradient."""
+
+    @torch.no_grad()
+    def prepare(self, experience: Experience) -> RolloutBatch:
+        """Return all steps of a full rollout with their advantages, as one batch [B, ...], and begin to train on it."""
+        self.stopped = False
+        next_value = self.policy(experience.next_obs.flatten(0, 1))[3].view_as(experience.value)
+        terminated, done = experience.terminated.to(next_value.dtype), (experience.terminated | experience.truncated).to(next_value.dtype)
+        gamma, lam = self.config.gamma, self.config.gae_lambda
+        return experience.flat(on_policy.gae(experience.reward, experience.value, next_value, terminated, done, gamma, lam))
+
+    def compute_ppo_loss(
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        old_logprobs: Tensor,
+        advantages: Tensor,
+        returns: Tensor,
+        values: Tensor,
+        *,
+        progress: float = 0.0,
+    ) -> Metrics:
+        """Return ``policy_loss, value_loss, entropy_loss, total_loss, approx_kl, clipfrac``, all [].
+
+        Args:
+            obs: [B, *O].
+            actions: [B, A].
+            old_logprobs: [B] of the actions when they were taken.
+            advantages: [B].
+            returns: [B] what the value should have been.
+            values: [B] when the actions were taken.
+            progress: share of the training that is done, for ``anneal_clip``.
+        """
+        config = self.config
+        _, log_prob, entropy, value, _ = self.policy(obs, None, actions)
+        return on_policy.ppo_terms(
+            log_prob,
+            entropy,
+            value,
+            RolloutBatch(obs, actions, old_logprobs, torch.zeros_like(returns), values, advantages, returns),
+            clip_coef=config.clip_coef * (1 - progress if config.anneal_clip else 1),
+            vf_coef=config.vf_coef,
+            ent_coef=config.ent_coef,
+            norm_adv=config.norm_adv,
+            vf_clip_coef=config.vf_clip_coef if config.clip_vloss else None,
+        )
+
+    def step(self, batch: RolloutBatch, custom_loss_fns: Sequence[CustomLoss] = (), *, progress: float = 0.0) -> Metrics:
+        """Do one update on a minibatch.
+
+        It is not applied where the policy has moved by ``target_kl`` since the rollout (``applied`` is 0 then, to the end of the
+        rollout), nor where loss or gradient are not finite or the loss is above ``max_loss`` (``skipped_updates`` counts these).
+
+        Args:
+            batch: [B, ...].
+            custom_loss_fns: added to the loss; see :data:`CustomLoss`. Their metrics are ``custom/<function's name>``.
+            progress: share of the training that is done, for ``anneal_clip``.
+
+        Raises:
+            LossError: a custom loss is no finite scalar; nothing was changed.
+        """
+        batch = RolloutBatch(*(values.to(self.device) for values in batch))
+        metrics = self.compute_ppo_loss(
+            batch.obs, batch.action, batch.log_prob, batch.advantage, batch.returns, batch.value, progress=progress
+        )
+        loss = metrics["total_loss"]
+        for function in custom_loss_fns:
+            name, extra = self._custom(function, batch)
+            metrics[name] = metrics.get(name, 0.0) + extra  # type: ignore[operator]
+            loss = loss + extra
+        metrics = {name: value.detach() for name, value in (metrics | {"total_loss": loss}).items()}
+        self.updates += 1
+        if self.config.target_kl is not None and not self.stopped:
+            self.stopped = bool(metrics["approx_kl"] > self.config.target_kl)
+        if not self.stopped:
+            metrics["grad_norm"] = self._descend(loss)
+        metrics["applied"] = loss.new_tensor(0.0 if self.stopped else 1.0)
+        metrics["skipped_updates"] = loss.new_tensor(float(self.skipped))
+        return metrics
+
+    def update(
+        self,
+        experience: Experience,
+        update_epochs: int | None = None,
+        custom_loss_fns: Sequence[CustomLoss] | None = None,
+        *,
+        progress: float = 0.0,
+    ) -> dict[str, float]:
+        """Train on a full rollout, clear it, and return each metric's mean over the updates.
+
+        Args:
+            experience: full.
+            update_epochs: passes over it; None: as configured.
+            custom_loss_fns: as in :meth:`step`.
+            progress: as in :meth:`step`.
+
+        Raises:
+            LossError: a loss or gradient is not finite, or a loss above ``max_loss``; that update was not applied.
+            ConfigError: the rollout is not full.
+        """
+        if not experience.ready_for_training:
+            raise ConfigError(f"experience: has {experience.filled} of {experience.steps} steps; fill it before training on it")
+        epochs = self.config.update_epochs if update_epochs is None else update_epochs
+        source = StreamSource(experience, self.prepare, epochs, self.config.minibatch_size, self.generator)
+        found: dict[str, list[Tensor]] = {}
+        for _ in range(source.ready()):
+            skipped = self.skipped
+            metrics = self.step(source.next(), custom_loss_fns or (), progress=progress)
+            if self.skipped > skipped:
+                terms = ", ".join(f"{name} {float(value):g}" for name, value in metrics.items() if name.endswith("_loss"))
+                raise LossError(
+                    f"update: loss or gradient is not finite, or too large ({terms}); not applied; look at rewards and observations"
+                )
+            for name, value in metrics.items():
+                found.setdefault(name, []).append(value)
+        return {name: float(torch.stack(values).mean()) for name, values in found.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what training is resumed with, besides policy and optimizer."""
+        return {"stopped": self.stopped, "updates": self.updates, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.stopped, self.updates = bool(state["stopped"]), int(state["updates"])
+        self.generator.set_state(state["generator"].cpu())
+
+    def _descend(self, loss: Tensor) -> Tensor:
+        """Take one step down the clipped gradient, unless it or the loss is out of bounds; return the norm before clipping []."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        # Waits for the GPU once per update, which then has the whole rollout's updates to do anyway.
+        if bool(norm.isfinite() & (loss.detach().abs() < self.max_loss)):
+            self.optimizer.step()
+        else:
+            self.skipped += 1
+        return norm.detach()
+
+    def _custom(self, function: CustomLoss, batch: RolloutBatch) -> tuple[str, Tensor]:
+        name = getattr(function, "__name__", type(function).__name__)
+        loss = function(
+            policy=self.policy,
+            obs=batch.obs,
+            actions=batch.action,
+            rewards=batch.reward,
+            values=batch.value,
+            advantages=batch.advantage,
+        )
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            got = f"a tensor of {loss.dtype} and shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise LossError(f"custom loss {name}: expected a float tensor with one number, got {got}; return its mean")
+        if not bool(loss.isfinite()):
+            raise LossError(f"custom loss {name}: is {float(loss):g}; the update was not applied")
+        return f"custom/{name}", loss.reshape(())

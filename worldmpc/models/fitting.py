@@ -1,0 +1,206 @@
+"""Fits one-step dynamics to transitions: bootstrap per member, early stopping on held-out rows (PETS, Chua et al. 2018)."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldmpc.config import ConfigError, DynamicsConfig
+from worldmpc.models.one_step import OneStepDynamics, Prediction
+from worldmpc.types import Metrics, TransitionBatch
+
+MAX_HOLDOUT = 5000
+"""Most rows that a loss is measured on (PETS' published code): more cost time and decide nothing."""
+BOUND_WEIGHT = 0.01
+"""Weight of the distance between the bounds of the log-variance (PETS' published code)."""
+
+
+class FitResult(NamedTuple):
+    """How a fit ended; losses are the restored weights' own, as :func:`member_losses` on average over rows and members."""
+
+    train_loss: float
+    holdout_loss: float
+    holdout_r2: float
+    """Share of the held-out targets' variance around the training mean that the members' average explains."""
+    epochs: int
+    """Passes over the transitions that were made, also those after the best one."""
+    best_epoch: int
+    """The one whose weights were kept; 0: those from before the fit."""
+    diverged: bool
+    """Data or a loss were not finite."""
+
+    def metrics(self) -> Metrics:
+        """Return it as named 0-d tensors."""
+        return {f"dynamics_{name}": torch.tensor(float(value)) for name, value in self._asdict().items()}
+
+
+class _Rows(NamedTuple):
+    """Transitions as the networks see them."""
+
+    inputs: Tensor  # [N, O+A]
+    targets: Tensor  # [N, O+1]
+    terminated: Tensor  # [N]
+
+
+class _Snapshot(NamedTuple):
+    loss: float
+    epoch: int
+    parameters: list[Tensor]
+    optimizer: dict[str, Any]
+
+
+def make_optimizer(dynamics: OneStepDynamics, config: DynamicsConfig) -> torch.optim.AdamW:
+    """Return the optimiser of the dynamics, which lives over all fits; only weight matrices decay (Loshchilov & Hutter 2019)."""
+    weights = list(dynamics.net.weights)
+    others = [parameter for name, parameter in dynamics.named_parameters() if not name.startswith("net.weights.")]
+    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def member_losses(prediction: Prediction, targets: Tensor, terminated: Tensor) -> Tensor:
+    """Return the loss of each member on each row [M, N].
+
+    Gaussian members: twice the negative log-likelihood on average over targets, without its constant (PETS eq. 1). Deterministic
+    ones: mean squared error. Both plus the binary cross-entropy of termination; rare terminations are not weighted up, so that
+    predicted probabilities are those of the data.
+
+    Args:
+        prediction: of ``M`` members on ``N`` rows, in normalised units.
+        targets: [..., N, O+1] normalised.
+        terminated: [..., N] 0 or 1; a time limit is no termination.
+    """
+    error = (prediction.mean - targets).square()
+    if prediction.log_var is not None:
+        error = error * (-prediction.log_var).exp() + prediction.log_var
+    loss = error.mean(-1)
+    if prediction.logit is not None:
+        loss = loss + F.binary_cross_entropy_with_logits(prediction.logit, terminated.expand_as(prediction.logit), reduction="none")
+    return loss
+
+
+def fit(
+    dynamics: OneStepDynamics,
+    optimizer: torch.optim.Optimizer,
+    data: TransitionBatch,
+    config: DynamicsConfig,
+    generator: torch.Generator,
+    max_seconds: float | None = None,
+) -> FitResult:
+    """Go on training the dynamics, until the loss on held-out rows has not improved for ``patience`` epochs.
+
+    Rows are split anew, and normalisation is taken from the training rows anew. Each member of an ensemble trains on its own
+    bootstrap of them. Weights and optimiser end as they were after the epoch with the lowest held-out loss, the average over members
+    (PETS keeps each member's own best; one epoch for all keeps weights and moments consistent), which may be before the first one.
+    Where a loss is not finite the fit ends there, with that same best state; where the data is not, nothing changes at all.
+
+    Args:
+        dynamics: what to fit, in place.
+        optimizer: of :func:`make_optimizer`.
+        data: all transitions, single steps: obs [N, O], action [N, A], reward [N], next_obs [N, O], terminated [N].
+        config: batch_size, holdout, max_epochs, patience.
+        generator: CPU generator of split, bootstrap and order.
+        max_seconds: end after the epoch that passes this; the result then depends on the machine's speed.
+
+    Raises:
+        ConfigError: fewer than 2 transitions, shapes that do not fit, or a generator on another device.
+    """
+    _check(dynamics, data, generator)
+    began = time.perf_counter()
+    order = torch.randperm(len(data.obs), generator=generator)
+    num_held = min(max(round(config.holdout * len(order)), 1), MAX_HOLDOUT, len(order) - 1)
+    obs, action, reward, next_obs, terminated = _fields(data, next(dynamics.parameters()))
+    if not all(bool(field.isfinite().all()) for field in (obs, action, reward, next_obs, terminated)):
+        return FitResult(math.nan, math.nan, math.nan, 0, 0, True)
+    held_index, train_index = order.to(obs.device).tensor_split([num_held])
+    dynamics.normalize(obs[train_index], reward[train_index], next_obs[train_index])
+    with torch.no_grad():
+        targets = dynamics.targets(torch.cat((next_obs - obs, reward[:, None]), -1))
+        rows = _Rows(dynamics.inputs(obs, action), targets, terminated)
+    held, train = (_Rows(*(field[index] for field in rows)) for index in (held_index, train_index))
+
+    bootstrap = torch.arange(len(train_index)).expand(dynamics.members, -1)
+    if dynamics.members > 1:  # a single network loses by it a third of the rows and gains nothing
+        bootstrap = torch.randint(len(train_index), bootstrap.shape, generator=generator)
+    best, epoch = _snapshot(dynamics, optimizer, _loss(dynamics, held), 0), 0
+    diverged = not math.isfinite(best.loss)
+    while not diverged and epoch < config.max_epochs:
+        _train_epoch(dynamics, optimizer, train, _minibatches(bootstrap, config.batch_size, generator))
+        epoch, loss = epoch + 1, _loss(dynamics, held)
+        diverged = not math.isfinite(loss)
+        if loss < best.loss:
+            best = _snapshot(dynamics, optimizer, loss, epoch)
+        late = max_seconds is not None and time.perf_counter() - began >= max_seconds
+        if late or epoch - best.epoch >= config.patience:
+            break
+    _restore(dynamics, optimizer, best)
+    seen = _Rows(*(field[:MAX_HOLDOUT] for field in train))
+    return FitResult(_loss(dynamics, seen), best.loss, _r2(dynamics, held), epoch, best.epoch, diverged)
+
+
+def _minibatches(bootstrap: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the rows [M, N] of all members in a new order each, in pieces [M, at most batch_size]."""
+    order = torch.rand(bootstrap.shape, generator=generator).argsort(-1)
+    return iter(bootstrap.gather(1, order).split(batch_size, 1))
+
+
+def _train_epoch(dynamics: OneStepDynamics, optimizer: torch.optim.Optimizer, rows: _Rows, batches: Iterator[Tensor]) -> None:
+    for index in batches:
+        index = index.to(rows.inputs.device)
+        # A sum over members, so that each one learns as if it were alone.
+        loss = member_losses(dynamics(rows.inputs[index]), rows.targets[index], rows.terminated[index]).mean(1).sum()
+        if dynamics.gaussian:
+            loss = loss + BOUND_WEIGHT * (dynamics.max_log_var - dynamics.min_log_var).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def _loss(dynamics: OneStepDynamics, rows: _Rows) -> float:
+    inputs = rows.inputs.expand(dynamics.members, *rows.inputs.shape)
+    return float(member_losses(dynamics(inputs), rows.targets, rows.terminated).mean())
+
+
+@torch.no_grad()
+def _r2(dynamics: OneStepDynamics, rows: _Rows) -> float:
+    mean = dynamics(rows.inputs.expand(dynamics.members, *rows.inputs.shape)).mean.mean(0)
+    tiny = torch.finfo(mean.dtype).tiny
+    return float(1 - (mean - rows.targets).square().sum() / rows.targets.square().sum().clamp(min=tiny))
+
+
+def _snapshot(dynamics: OneStepDynamics, optimizer: torch.optim.Optimizer, loss: float, epoch: int) -> _Snapshot:
+    parameters = [parameter.detach().clone() for parameter in dynamics.parameters()]
+    return _Snapshot(loss, epoch, parameters, copy.deepcopy(optimizer.state_dict()))
+
+
+@torch.no_grad()
+def _restore(dynamics: OneStepDynamics, optimizer: torch.optim.Optimizer, best: _Snapshot) -> None:
+    for parameter, value in zip(dynamics.parameters(), best.parameters, strict=True):
+        parameter.copy_(value)
+    optimizer.load_state_dict(best.optimizer)
+    optimizer.zero_grad()
+
+
+def _fields(data: TransitionBatch, like: Tensor) -> tuple[Tensor, ...]:
+    """Return obs, action, reward, next_obs and terminated where the parameters are, and of their type."""
+    return tuple(field.to(like) for field in (data.obs, data.action, data.reward, data.next_obs, data.terminated))
+
+
+def _check(dynamics: OneStepDynamics, data: TransitionBatch, generator: torch.Generator) -> None:
+    rows = len(data.obs)
+    if rows < 2:
+        raise ConfigError(f"fit: {rows} transitions cannot be split; give at least 2, one to train on and one to hold out")
+    states, actions = (rows, dynamics.obs_dim), (rows, dynamics.action_dim)
+    expected = {"obs": states, "action": actions, "reward": (rows,), "next_obs": states, "terminated": (rows,)}
+    for name, shape in expected.items():
+        if getattr(data, name).shape != shape:
+            raise ConfigError(f"fit: {name} has shape {list(getattr(data, name).shape)}; give {list(shape)}")
+    if generator.device.type != "cpu":
+        raise ConfigError(f"fit: the generator is on {generator.device}; use one on the CPU, so that every device draws the same rows")

@@ -1,0 +1,90 @@
+"""Pure maths of learning from a policy's own rollouts: advantages, and the objective of PPO."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from worldmpc.types import Metrics, RolloutBatch
+
+
+def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, discount: float, lam: float) -> Tensor:
+    """Generalised advantage estimate (Schulman et al. 2016, eq. 16) of a rollout that may hold parts of several episodes.
+
+    Only a termination cuts the bootstrap: after a truncation, and after the last step, there would have been more reward. Every end
+    of an episode cuts the sum over later steps.
+
+    Args:
+        reward: [T, E].
+        value: [T, E] of the observation that was acted on.
+        next_value: [T, E] of the observation that followed the action, also where the episode ended there.
+        terminated: [T, E] 0 or 1.
+        done: [T, E] 0 or 1, terminated or truncated.
+        discount: per step.
+        lam: 0 takes one step of reward and the value behind it, 1 all reward to the end.
+
+    Returns:
+        [T, E].
+    """
+    delta = reward + discount * (1 - terminated) * next_value - value
+    weight = discount * lam * (1 - done)
+    advantage = torch.empty_like(delta)
+    later = torch.zeros_like(delta[0])
+    for step in reversed(range(len(delta))):
+        later = torch.addcmul(delta[step], weight[step], later)
+        advantage[step] = later
+    return advantage
+
+
+def ppo_terms(
+    log_prob: Tensor,
+    entropy: Tensor,
+    value: Tensor,
+    batch: RolloutBatch,
+    *,
+    clip_coef: float,
+    vf_coef: float,
+    ent_coef: float,
+    norm_adv: bool = True,
+    vf_clip_coef: float | None = None,
+) -> Metrics:
+    """Objective of PPO (Schulman et al. 2017, eq. 9) and what is watched beside it, all [].
+
+    Args:
+        log_prob: [B] of the batch's actions under the policy as it is now.
+        entropy: [B] of that policy.
+        value: [B] as it is now.
+        batch: what was true when the actions were taken.
+        clip_coef: probability ratios beyond 1 +- this are clipped.
+        vf_coef: weight of the value loss.
+        ent_coef: weight of the entropy.
+        norm_adv: standardise the batch's advantages.
+        vf_clip_coef: the value may move this far from what it was; None: as far as it likes.
+
+    Returns:
+        ``total_loss`` = ``policy_loss`` + vf_coef ``value_loss`` + ent_coef ``entropy_loss``, where ``value_loss`` is half the squared
+        error and ``entropy_loss`` the negative entropy; and without gradient ``approx_kl`` (of the old from the new policy: the mean
+        of r - 1 - log r, Schulman 2020) and ``clipfrac`` (share of ratios beyond the clip).
+    """
+    log_ratio = log_prob - batch.log_prob
+    ratio = log_ratio.exp()
+    advantage = batch.advantage
+    if norm_adv:
+        advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+    policy_loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip_coef, 1 + clip_coef)).mean()
+    error = (value - batch.returns).square()
+    if vf_clip_coef is not None:
+        clipped = batch.value + (value - batch.value).clamp(-vf_clip_coef, vf_clip_coef)
+        error = torch.maximum(error, (clipped - batch.returns).square())
+    value_loss, entropy_loss = 0.5 * error.mean(), -entropy.mean()
+    with torch.no_grad():
+        approx_kl = (ratio - 1 - log_ratio).mean()
+        clipfrac = ((ratio - 1).abs() > clip_coef).to(ratio.dtype).mean()
+    return {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "entropy_loss": entropy_loss,
+        "total_loss": policy_loss + vf_coef * value_loss + ent_coef * entropy_loss,
+        "approx_kl": approx_kl,
+        "clipfrac": clipfrac,
+    }
