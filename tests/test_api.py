@@ -28,6 +28,7 @@ ORDER = (
     "planners",
     "losses",
     "off_policy",
+    "on_policy",
     "agents",
     "report",
     "training",

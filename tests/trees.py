@@ -12,7 +12,9 @@ from torch import Tensor
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield (dotted name, copy) of every tensor and number."""
     for name, value in tree.items():
-        if isinstance(value, list):
+        if value is None or isinstance(value, str):
+            continue
+        if isinstance(value, list | tuple):
             value = dict(enumerate(value))
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{name}.")

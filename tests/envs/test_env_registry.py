@@ -163,7 +163,9 @@ def test_make_env_is_a_plain_gymnasium_environment() -> None:
 def test_list_tasks() -> None:
     tasks = list_tasks()
     assert {"dmc/cup-catch", "gym/Pendulum-v1", "toy/counter"} <= set(tasks)
-    assert list_tasks("toy") == ["toy/pointmass", "toy/balance", "toy/counter"]
+    assert list_tasks("toy") == [
+        *("toy/pointmass", "toy/balance", "toy/linear-quadratic", "toy/identity", "toy/identity-discrete", "toy/counter"),
+    ]
     assert len(list_tasks("dmc")) == 51
     assert all(canonical_task(task) == task for task in tasks)
     with pytest.raises(ConfigError, match="one of dmc, gym, toy"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -51,3 +51,32 @@ def vector_dim(spec: EnvSpec) -> int:
     if len(spec.obs_shape) != 1:
         raise ConfigError(f"task: observations of shape {list(spec.obs_shape)} are not supported, only vectors")
     return spec.obs_shape[0]
+
+
+class Part(Protocol):
+    """Something that an agent may have, with a state of its own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        ...
+
+
+def state_of(part: Part | None) -> dict[str, Any] | None:
+    """Return the state of a part, None of none."""
+    return None if part is None else part.state_dict()
+
+
+def restore(part: Part | None, state: Mapping[str, Any] | None) -> None:
+    """Restore a part, if there is one.
+
+    Raises:
+        ValueError: there is a part but no state, or a state but no part.
+    """
+    if (part is None) != (state is None):
+        raise ValueError("the agent was saved with other parts: one has a state and is not there, or is there and has none")
+    if part is not None and state is not None:
+        part.load_state_dict(state)

@@ -5,28 +5,34 @@ Chua et al. 2018, "Deep Reinforcement Learning in a Handful of Trials using Prob
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from worldmpc import off_policy
-from worldmpc.agents.common import Streams, discount_of, vector_dim
-from worldmpc.agents.descent import Descent
+from worldmpc.agents.common import Streams, discount_of, restore, state_of, vector_dim
+from worldmpc.agents.imitation import Imitation
 from worldmpc.agents.planning import PlanningActor, plan_replay
+from worldmpc.agents.prior import make_prior
 from worldmpc.config import RunConfig, seed_decisions
 from worldmpc.data.source import ReplaySource
-from worldmpc.functional import tree_map
-from worldmpc.losses import behaviour_loss, behaviour_targets
-from worldmpc.models.behaviour import BehaviourPolicy, BehaviourValue
 from worldmpc.models.composed import ComposedModel
 from worldmpc.models.fitting import fit, make_optimizer
-from worldmpc.models.one_step import OneStepDynamics
-from worldmpc.models.value_based import initialise, polyak, target_of
+from worldmpc.models.one_step import BoundDynamics, OneStepDynamics
 from worldmpc.noise import NoiseSpec
 from worldmpc.planners import make_planner
-from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, TransitionBatch
+from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, SequenceBatch, TransitionBatch
+
+
+class Seen(NamedTuple):
+    """What a fit learns from."""
+
+    transitions: TransitionBatch
+    """All of them [B, ...]."""
+    windows: SequenceBatch | None
+    """Sequences at random, for a prior over them."""
 
 
 class MBMPC:
@@ -43,39 +49,47 @@ class MBMPC:
     """
 
     def __init__(self, config: RunConfig, spec: EnvSpec, device: torch.device | str = "cpu", total_updates: int = 1) -> None:
-        obs_dim, own = vector_dim(spec), config.mbmpc
+        obs_dim = vector_dim(spec)
         self.config, self.spec, self.device = config, spec, torch.device(device)
         self.discount = discount_of(config, spec)
         self.dynamics = OneStepDynamics(config.dynamics, obs_dim, spec.action_dim, terminates=spec.can_terminate, seed=config.seed)
         parts: dict[str, nn.Module] = {"dynamics": self.dynamics}
-        self.policy = self.value = None
-        if own.learn_policy:
-            self.policy = BehaviourPolicy(self.dynamics.observations, obs_dim, spec.action_dim, own.hidden, spec.discrete)
-            self.value = BehaviourValue(self.dynamics.observations, obs_dim, own.hidden, scale=1 / (1 - self.discount))
-            initialise([self.policy.net, self.value.net], config.seed)
-            self.target_value = target_of(self.value)
-            self.target_value.normalizer = self.dynamics.observations
-            parts |= {"policy": self.policy, "value": self.value, "target_value": self.target_value}
+        self.imitation = None
+        if config.mbmpc.learn_policy:
+            self.imitation = Imitation(config, spec, self.dynamics.observations, self.discount, self.device, total_updates)
+            parts["behaviour"] = self.imitation.model
+        self.prior = make_prior(config, spec, obs_dim, self.device, total_updates)
+        if self.prior is not None:
+            parts["trajectory"] = self.prior.model
         self.model = nn.ModuleDict(parts).to(self.device)
         self.optimizer = make_optimizer(self.dynamics, config.dynamics)
-        self.descent = Descent(self.model, ("policy", "value"), config, total_updates) if own.learn_policy else None
         self.streams = Streams(config.seed, self.device)
         self.fitting = torch.Generator().manual_seed(config.seed)
-        self.planning = ComposedModel(self.dynamics, self.policy, self.value)
+        self.planning = self._compose(self.dynamics)
         planner = make_planner(config.planner, spec.action_dim, self.discount, 2, spec.discrete)
         self.actor = PlanningActor(planner, self.streams, self.device)
         self.updates = 0
 
+    def _compose(self, dynamics: OneStepDynamics | BoundDynamics) -> ComposedModel:
+        policy, value = (None, None) if self.imitation is None else (self.imitation.policy, self.imitation.value)
+        return ComposedModel(dynamics, policy, value, None if self.prior is None else self.prior.model)
+
     @property
     def modes(self) -> tuple[Mode, ...]:
         """How it can act; with a policy also by that alone."""
-        return ("explore", "eval") if self.policy is None else ("explore", "eval", "prior")
+        return ("explore", "eval") if self.imitation is None else ("explore", "eval", "prior")
 
     def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
         """Return a replay that hands out all it holds, every ``mbmpc.fit_every`` decisions."""
         config, replay = self.config, plan_replay(self.config, self.spec, num_envs, self.device)
         first, rate = seed_decisions(config, self.spec.episode_length), 1 / config.mbmpc.fit_every
-        return ReplaySource(replay, 1, rate, first, generator, draw=lambda: replay.transitions(self.discount))
+        windows = config.mbmpc.gradient_steps * config.loss.batch_size if self.prior is not None else 0
+
+        def draw() -> Seen:
+            numbers = torch.rand(windows, dtype=torch.float64, generator=generator)
+            return Seen(replay.transitions(self.discount), replay.sample(numbers) if windows else None)
+
+        return ReplaySource(replay, 1, rate, first, generator, draw=draw)
 
     def init_carry(self, num_envs: int) -> Carry:
         """Return the carry of ``num_envs`` fresh episodes."""
@@ -84,49 +98,28 @@ class MBMPC:
     @torch.no_grad()
     def act(self, carry: Carry, obs: Tensor, mode: Mode) -> ActOutput:
         """Choose actions: [E, O] -> [E, A] in [-1, 1], or one-hot; ``mode`` is explore, eval, or prior (the policy's mode alone)."""
-        if self.policy is not None and (mode == "prior" or not self.config.planner.mpc):
+        if self.imitation is not None and (mode == "prior" or not self.config.planner.mpc):
             stream, shape = self.streams.acting(mode), (len(obs), self.spec.action_dim)
             eps = stream.draw({"eps": NoiseSpec("normal", shape)})["eps"] if mode == "explore" else torch.zeros(shape, device=self.device)
-            return ActOutput(self.policy.sample(obs.to(self.device), eps), carry, {}, {})
+            return ActOutput(self.imitation.policy.sample(obs.to(self.device), eps), carry, {}, {})
         noise = self.streams.acting(mode).draw(self.dynamics.noise_specs(self.config.planner.horizon, len(obs)))
-        model = ComposedModel(self.dynamics.bind(noise), self.policy, self.value) if noise else self.planning
+        model = self._compose(self.dynamics.bind(noise)) if noise else self.planning
         return self.actor.act(model, carry, obs, mode == "explore")
 
-    def update(self, batch: TransitionBatch) -> Metrics:
-        """Fit the dynamics to all transitions [B, ...], then descend the losses of value and policy ``mbmpc.gradient_steps`` times."""
-        fitted = fit(self.dynamics, self.optimizer, batch, self.config.dynamics, self.fitting)
+    def update(self, batch: Seen) -> Metrics:
+        """Fit the dynamics to all transitions, then descend the losses of value, policy and prior ``mbmpc.gradient_steps`` times."""
+        fitted = fit(self.dynamics, self.optimizer, batch.transitions, self.config.dynamics, self.fitting)
         self.updates += 1
         metrics = fitted.metrics()
         metrics["total_loss"] = metrics["dynamics_holdout_loss"]
-        return metrics if self.descent is None else metrics | self._imitate(batch)
-
-    def _imitate(self, batch: TransitionBatch) -> Metrics:
-        shape = (self.config.mbmpc.gradient_steps, min(self.config.loss.batch_size, len(batch.obs)))
-        rows = (self.streams["update"].draw({"rows": NoiseSpec("uniform", shape)})["rows"] * len(batch.obs)).long()
-        metrics: Metrics = {}
-        for index in rows:
-            metrics = self._imitate_rows(tree_map(lambda field, index=index: field[index], batch))
+        if self.imitation is not None:
+            metrics |= self.imitation.update(batch.transitions, self.streams["update"])
+        if self.prior is not None and batch.windows is not None:
+            size = self.config.loss.batch_size
+            for first in range(0, batch.windows.mask.shape[1], size):
+                part = slice(first, first + size)
+                metrics |= self.prior.update(batch.windows.obs[0, part], batch.windows.action[:, part], batch.windows.mask[:, part])
         return metrics
-
-    def _imitate_rows(self, batch: TransitionBatch) -> Metrics:
-        assert self.policy is not None and self.value is not None and self.descent is not None
-        own, skip = self.config.mbmpc, self.descent.begin()
-        with torch.no_grad():
-            target = off_policy.td_target(batch, self.target_value(batch.next_obs))
-        value = self.value(batch.obs)
-        value_loss = ((value - target) / self.value.scale).square().mean()
-        _, skip = self.descent.step("value", value_loss, skip)
-        action, weight = behaviour_targets(batch, target - value.detach(), own.policy_loss, own.awr_temperature)
-        policy_loss = behaviour_loss(self.policy.distribution(batch.obs).log_prob(action), weight)
-        _, skip = self.descent.step("policy", policy_loss, skip)
-        polyak(self.target_value.net, self.value.net, own.tau * (1 - skip))
-        skipped = self.descent.end(skip)
-        return {
-            "value_loss": value_loss.detach(),
-            "policy_loss": policy_loss.detach(),
-            "value_mean": value.detach().mean(),
-            "skipped_updates": skipped,
-        }
 
     def reset_eval_noise(self, *index: int) -> None:
         """Start the evaluation stream anew."""
@@ -137,18 +130,19 @@ class MBMPC:
         return {
             "model": dict(self.model.state_dict()),
             "dynamics_optimizer": self.optimizer.state_dict(),
-            "descent": None if self.descent is None else self.descent.state_dict(),
+            "imitation": state_of(self.imitation),
             "updates": self.updates,
             "streams": self.streams.state_dict(),
             "fitting": self.fitting.get_state(),
+            "prior": state_of(self.prior),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["dynamics_optimizer"])
-        if self.descent is not None:
-            self.descent.load_state_dict(state["descent"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["dynamics_optimizer"]))  # it keeps the tensors it is given
+        restore(self.imitation, state["imitation"])
         self.updates = int(state["updates"])
         self.streams.load_state_dict(state["streams"])
         self.fitting.set_state(state["fitting"])
+        restore(self.prior, state["prior"])

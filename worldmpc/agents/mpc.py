@@ -87,9 +87,7 @@ def known_dynamics(config: RunConfig, spec: EnvSpec) -> Dynamics:
         ConfigError: there are none.
     """
     if config.dynamics.name == "analytic":
-        if spec.action_repeat != 1:
-            raise ConfigError(f"env.action_repeat: dynamics=analytic knows single steps, got {spec.action_repeat}; leave it out")
-        return analytic_dynamics(spec.name)
+        return analytic_dynamics(spec.name, spec.action_repeat)
     if not config.env.simulator_state:
         raise ConfigError("env.simulator_state: dynamics=simulator needs the simulator's state in observations; set it to true")
     env: EnvConfig = dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None, simulator_state=True)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from worldmpc.agents.ppo_optimizer import CustomLoss, PPOOptimizer
+from worldmpc.agents.ppo_optimizer import PPOOptimizer
 from worldmpc.config import ConfigError, RunConfig
-from worldmpc.data.stream import Experience, StreamSource, minibatches
+from worldmpc.data.rollout import Experience
+from worldmpc.data.stream import StreamSource, minibatches
 from worldmpc.models.actor_critic import ActorCritic
 from worldmpc.noise import NoiseSpec, NoiseStream
+from worldmpc.on_policy import CustomLoss
 from worldmpc.optim import learning_rate_scale
 from worldmpc.types import ActOutput, EnvSpec, Metrics, Mode, RolloutBatch
 
@@ -27,7 +28,7 @@ class PPO:
         config: the run's configuration.
         spec: what the environments said about themselves.
         device: where to act and learn.
-        total_updates: length of the learning-rate schedule and of ``ppo.anneal_clip``; see :func:`count_updates`.
+        total_updates: length of the learning-rate schedule and of ``ppo.anneal_clip``; see :meth:`count_updates`.
 
     Raises:
         ConfigError: observations that are no vectors.
@@ -48,6 +49,12 @@ class PPO:
         self.custom_losses: list[CustomLoss] = []
         """Added to the objective; put functions in."""
         self.streams = {"explore": NoiseStream(config.seed, "explore", device=self.device)}
+
+    @staticmethod
+    def count_updates(config: RunConfig, decisions: int) -> int:
+        """Return how many updates a number of decisions is worth: whole rollouts, each with ``ppo.update_epochs`` passes."""
+        rollout = config.ppo.rollout_steps * config.env.num_envs
+        return decisions // rollout * config.ppo.update_epochs * minibatches(rollout, config.ppo.minibatch_size)
 
     @property
     def updates(self) -> int:
@@ -107,9 +114,3 @@ class PPO:
         self.learner.load_state_dict(state["learner"])
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])
-
-
-def count_updates(config: RunConfig, decisions: int) -> int:
-    """Return how many updates a number of decisions is worth: whole rollouts, each with ``ppo.update_epochs`` passes."""
-    rollout = config.ppo.rollout_steps * config.env.num_envs
-    return math.floor(decisions / rollout) * config.ppo.update_epochs * minibatches(rollout, config.ppo.minibatch_size)

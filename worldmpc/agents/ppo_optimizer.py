@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,17 +11,11 @@ from torch import Tensor, nn
 
 from worldmpc import on_policy
 from worldmpc.config import ConfigError, PPOConfig
-from worldmpc.data.stream import Experience, StreamSource
+from worldmpc.data.rollout import Experience
+from worldmpc.data.stream import StreamSource
 from worldmpc.noise import derive_seed
+from worldmpc.on_policy import CustomLoss, LossError
 from worldmpc.types import Metrics, RolloutBatch
-
-CustomLoss = Callable[..., Tensor]
-"""Called with the keywords ``policy``, ``obs`` [B, *O], ``actions`` [B, A], ``rewards``, ``values`` (when the actions were taken) and
-``advantages`` (not standardised) [B]; returns a scalar that is added to the loss. What it needs the gradient of, it asks the policy."""
-
-
-class LossError(ConfigError):
-    """A loss that cannot be used; nothing was changed by it."""
 
 
 class PPOOptimizer:
@@ -63,7 +57,7 @@ class PPOOptimizer:
     def prepare(self, experience: Experience) -> RolloutBatch:
         """Return all steps of a full rollout with their advantages, as one batch [B, ...], and begin to train on it."""
         self.stopped = False
-        next_value = self.policy(experience.next_obs.flatten(0, 1))[3].view_as(experience.value)
+        next_value = self.policy(experience.next_obs.flatten(0, 1).to(self.device))[3].view_as(experience.value).to(experience.device)
         terminated, done = experience.terminated.to(next_value.dtype), (experience.terminated | experience.truncated).to(next_value.dtype)
         gamma, lam = self.config.gamma, self.config.gae_lambda
         return experience.flat(on_policy.gae(experience.reward, experience.value, next_value, terminated, done, gamma, lam))
@@ -81,14 +75,7 @@ class PPOOptimizer:
     ) -> Metrics:
         """Return ``policy_loss, value_loss, entropy_loss, total_loss, approx_kl, clipfrac``, all [].
 
-        Args:
-            obs: [B, *O].
-            actions: [B, A].
-            old_logprobs: [B] of the actions when they were taken.
-            advantages: [B].
-            returns: [B] what the value should have been.
-            values: [B] when the actions were taken.
-            progress: share of the training that is done, for ``anneal_clip``.
+        Arguments are those of :class:`worldmpc.types.RolloutBatch`; ``progress`` is that of the training, for ``anneal_clip``.
         """
         config = self.config
         _, log_prob, entropy, value, _ = self.policy(obs, None, actions)
@@ -112,20 +99,19 @@ class PPOOptimizer:
 
         Args:
             batch: [B, ...].
-            custom_loss_fns: added to the loss; see :data:`CustomLoss`. Their metrics are ``custom/<function's name>``.
+            custom_loss_fns: added to the loss; see :data:`worldmpc.on_policy.CustomLoss`. Their metrics are ``custom/<function's name>``.
             progress: share of the training that is done, for ``anneal_clip``.
 
         Raises:
             LossError: a custom loss is no finite scalar; nothing was changed.
         """
         batch = RolloutBatch(*(values.to(self.device) for values in batch))
-        metrics = self.compute_ppo_loss(
-            batch.obs, batch.action, batch.log_prob, batch.advantage, batch.returns, batch.value, progress=progress
-        )
+        obs, action, log_prob, _, value, advantage, returns = batch
+        metrics = self.compute_ppo_loss(obs, action, log_prob, advantage, returns, value, progress=progress)
         loss = metrics["total_loss"]
         for function in custom_loss_fns:
-            name, extra = self._custom(function, batch)
-            metrics[name] = metrics.get(name, 0.0) + extra  # type: ignore[operator]
+            name, extra = on_policy.custom_loss(function, self.policy, batch)
+            metrics[name] = metrics.get(name, torch.zeros_like(extra)) + extra
             loss = loss + extra
         metrics = {name: value.detach() for name, value in (metrics | {"total_loss": loss}).items()}
         self.updates += 1
@@ -147,11 +133,7 @@ class PPOOptimizer:
     ) -> dict[str, float]:
         """Train on a full rollout, clear it, and return each metric's mean over the updates.
 
-        Args:
-            experience: full.
-            update_epochs: passes over it; None: as configured.
-            custom_loss_fns: as in :meth:`step`.
-            progress: as in :meth:`step`.
+        ``update_epochs`` passes over it, or as configured; the other arguments are those of :meth:`step`.
 
         Raises:
             LossError: a loss or gradient is not finite, or a loss above ``max_loss``; that update was not applied.
@@ -167,9 +149,7 @@ class PPOOptimizer:
             metrics = self.step(source.next(), custom_loss_fns or (), progress=progress)
             if self.skipped > skipped:
                 terms = ", ".join(f"{name} {float(value):g}" for name, value in metrics.items() if name.endswith("_loss"))
-                raise LossError(
-                    f"update: loss or gradient is not finite, or too large ({terms}); not applied; look at rewards and observations"
-                )
+                raise LossError(f"update: loss or gradient not finite, or too large ({terms}), not applied; look at the scale of rewards")
             for name, value in metrics.items():
                 found.setdefault(name, []).append(value)
         return {name: float(torch.stack(values).mean()) for name, values in found.items()}
@@ -194,20 +174,3 @@ class PPOOptimizer:
         else:
             self.skipped += 1
         return norm.detach()
-
-    def _custom(self, function: CustomLoss, batch: RolloutBatch) -> tuple[str, Tensor]:
-        name = getattr(function, "__name__", type(function).__name__)
-        loss = function(
-            policy=self.policy,
-            obs=batch.obs,
-            actions=batch.action,
-            rewards=batch.reward,
-            values=batch.value,
-            advantages=batch.advantage,
-        )
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-            got = f"a tensor of {loss.dtype} and shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-            raise LossError(f"custom loss {name}: expected a float tensor with one number, got {got}; return its mean")
-        if not bool(loss.isfinite()):
-            raise LossError(f"custom loss {name}: is {float(loss):g}; the update was not applied")
-        return f"custom/{name}", loss.reshape(())

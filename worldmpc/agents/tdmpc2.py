@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from worldmpc import losses
-from worldmpc.agents.common import Streams, discount_of, vector_dim
+from worldmpc.agents.common import Streams, discount_of, restore, state_of, vector_dim
 from worldmpc.agents.learner import Learner
 from worldmpc.agents.planning import plan_output, plan_replay
+from worldmpc.agents.prior import make_prior
 from worldmpc.config import RunConfig, seed_decisions
 from worldmpc.data.source import ReplaySource
 from worldmpc.functional import CapturedByShape, Compiled, maybe_compile
@@ -63,6 +64,8 @@ class TDMPC2:
             torch.ones((), device=self.device),
         )
         self.streams = Streams(config.seed, self.device)
+        self.prior = make_prior(config, spec, self.model.latent_dim, self.device, total_updates)
+        self.model.trajectory = None if self.prior is None else self.prior.model
         self._plan = maybe_compile(self.planner.plan, config.compile)
         self._verbs: dict[bool, Callable[..., PlanResult]] = {
             explore: functools.partial(self.plan, explore=explore) for explore in (True, False)
@@ -118,7 +121,10 @@ class TDMPC2:
 
     def update_with_noise(self, batch: SequenceBatch, noise: Noise) -> Metrics:
         """Do one update with given noise; a loss or gradient that is not finite, or a loss above ``train.max_loss``, is not applied."""
-        return self.learner.update(batch, noise)
+        metrics = self.learner.update(batch, noise)
+        if self.prior is not None:
+            metrics |= self.prior.update(self.model.encode(batch.obs[0]).detach(), batch.action, batch.mask)
+        return metrics
 
     def noise_specs(self, length: int, batch_size: int) -> dict[str, NoiseSpec]:
         """Declare the noise of one update on a batch of ``length`` steps."""
@@ -150,6 +156,7 @@ class TDMPC2:
             "scale": self.learner.scale,
             "updates": self.learner.updates,
             "streams": self.streams.state_dict(),
+            "prior": state_of(self.prior),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -160,3 +167,4 @@ class TDMPC2:
         self.learner.scale.copy_(state["scale"])
         self.learner.updates = int(state["updates"])
         self.streams.load_state_dict(state["streams"])
+        restore(self.prior, state.get("prior"))

@@ -184,6 +184,9 @@ def _check_agent(config: RunConfig) -> None:
             raise ConfigError(f"planner.name: policy_guided needs a policy prior, and {reason}; use planner=cem, or agent=mbmpc or tdmpc2")
         if without and planner.num_pi_trajs and planner.name != "mcts":
             raise ConfigError(f"planner.num_pi_trajs: proposals come from a policy prior, and {reason}; use planner.num_pi_trajs=0")
+    if planner.prior == "learned" and (config.seeds is not None or config.cuda_graph or config.compile):
+        what = "seeds" if config.seeds is not None else "cuda_graph" if config.cuda_graph else "compile"
+        raise ConfigError(f"{what}: a learned prior is trained outside of stacked, captured and compiled updates; use planner.prior=none")
     if agent == "mpc" and planner.prior == "learned":
         raise ConfigError("planner.prior: agent=mpc learns nothing, a prior neither; use planner.prior=none, or agent=mbmpc or tdmpc2")
     if agent == "ppo":

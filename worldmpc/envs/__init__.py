@@ -6,6 +6,7 @@ unknown) and ``make(name, *, index, unlimited, render) -> SuiteEnv``. Suites are
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import os
@@ -144,7 +145,12 @@ def _start_workers(functions: list[Callable[[], GuardedEnv]], config: EnvConfig,
 def _make(task: str | Env | Callable[[], Env], config: EnvConfig, *, render: bool, index: int) -> SuiteEnv:
     """Make one environment; whatever its own code raises becomes one EnvError."""
     try:
-        return _make_unguarded(task, config, render=render, index=index)
+        made = _make_unguarded(task, config, render=render, index=index)
+        if not config.simulator_state:
+            return made
+        from worldmpc.envs.simulator_state import SimulatorState  # brings MuJoCo and dm_control with it
+
+        return dataclasses.replace(made, env=SimulatorState(made.env))
     except (ConfigError, EnvError, MemoryError):
         raise
     except Exception as error:
@@ -173,6 +179,8 @@ def _wrap_vector(env: VectorEnv, config: EnvConfig, seed: int) -> VecEnv:
     name = type(env.unwrapped).__name__
     if config.num_envs not in (1, env.num_envs):
         raise ConfigError(f"env.num_envs: the vector environment {name} has {env.num_envs} environments, got {config.num_envs}")
+    if config.simulator_state:
+        raise ConfigError(f"env.simulator_state: cannot be had from the vector environment {name}; wrap what is in it")
     if config.action_repeat not in (None, 1) or config.episode_length is not None:
         raise ConfigError(f"env.action_repeat, env.episode_length: cannot be changed on the vector environment {name}; wrap what is in it")
     if "autoreset_mode" not in env.metadata:

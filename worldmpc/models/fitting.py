@@ -18,12 +18,14 @@ from worldmpc.types import Metrics, TransitionBatch
 
 MAX_HOLDOUT = 5000
 """Most rows that a loss is measured on (PETS' published code): more cost time and decide nothing."""
+BETA = 0.5
+"""Exponent of the variance that weighs a Gaussian likelihood in training (Seitzer et al. 2022)."""
 BOUND_WEIGHT = 0.01
 """Weight of the distance between the bounds of the log-variance (PETS' published code)."""
 
 
 class FitResult(NamedTuple):
-    """How a fit ended; losses are the restored weights' own, as :func:`member_losses` on average over rows and members."""
+    """How a fit ended; losses are those of the weights that were kept."""
 
     train_loss: float
     holdout_loss: float
@@ -41,12 +43,12 @@ class FitResult(NamedTuple):
         return {f"dynamics_{name}": torch.tensor(float(value)) for name, value in self._asdict().items()}
 
 
-class _Rows(NamedTuple):
-    """Transitions as the networks see them."""
+class Rows(NamedTuple):
+    """Transitions as the networks see them; minibatches have a leading dimension M."""
 
     inputs: Tensor  # [N, O+A]
-    targets: Tensor  # [N, O+1]
-    terminated: Tensor  # [N]
+    targets: Tensor  # [N, O+1] normalised change of the observation, and reward
+    terminated: Tensor  # [N] 0 or 1; a time limit is no termination
 
 
 class _Snapshot(NamedTuple):
@@ -58,31 +60,39 @@ class _Snapshot(NamedTuple):
 
 def make_optimizer(dynamics: OneStepDynamics, config: DynamicsConfig) -> torch.optim.AdamW:
     """Return the optimiser of the dynamics, which lives over all fits; only weight matrices decay (Loshchilov & Hutter 2019)."""
-    weights = list(dynamics.net.weights)
-    others = [parameter for name, parameter in dynamics.named_parameters() if not name.startswith("net.weights.")]
-    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    decays = {True: config.weight_decay, False: 0.0}
+    named = [(".weights." in name, parameter) for name, parameter in dynamics.named_parameters()]
+    groups = [{"params": [value for own, value in named if own == kind], "weight_decay": decay} for kind, decay in decays.items()]
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
-def member_losses(prediction: Prediction, targets: Tensor, terminated: Tensor) -> Tensor:
-    """Return the loss of each member on each row [M, N].
+def member_losses(prediction: Prediction, rows: Rows, beta: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return the losses of each member on each row, of the targets [M, N] and of termination [M, N].
 
-    Gaussian members: twice the negative log-likelihood on average over targets, without its constant (PETS eq. 1). Deterministic
-    ones: mean squared error. Both plus the binary cross-entropy of termination; rare terminations are not weighted up, so that
-    predicted probabilities are those of the data.
-
-    Args:
-        prediction: of ``M`` members on ``N`` rows, in normalised units.
-        targets: [..., N, O+1] normalised.
-        terminated: [..., N] 0 or 1; a time limit is no termination.
+    Gaussian members: twice the negative log-likelihood on average over targets, without its constant (PETS eq. 1), each target's
+    weighted by its variance to the power of ``beta``, as a constant (beta-NLL, Seitzer et al. 2022, eq. 4): the optimum is the same,
+    but rows that are badly predicted are not given up in favour of those that are well predicted. Deterministic ones: mean squared
+    error. Termination: binary cross-entropy; rare ones are not weighted up, so that probabilities are those of the data.
     """
-    error = (prediction.mean - targets).square()
+    error = (prediction.mean - rows.targets).square()
     if prediction.log_var is not None:
         error = error * (-prediction.log_var).exp() + prediction.log_var
+        error = error * (beta * prediction.log_var.detach()).exp()
     loss = error.mean(-1)
-    if prediction.logit is not None:
-        loss = loss + F.binary_cross_entropy_with_logits(prediction.logit, terminated.expand_as(prediction.logit), reduction="none")
-    return loss
+    if prediction.logit is None:
+        return loss, torch.zeros_like(loss)
+    return loss, F.binary_cross_entropy_with_logits(prediction.logit, rows.terminated.expand_as(loss), reduction="none")
+
+
+def mixture_loss(prediction: Prediction, rows: Rows) -> Tensor:
+    """Return the loss [] of all members together: that of the mixture of their distributions, which is what particles sample from.
+
+    A mean over members instead would be decided by rare rows that a single member is too sure about.
+    """
+    loss, end = member_losses(prediction, rows)
+    half = 0.5 * rows.targets.shape[-1]  # back to log-likelihoods of whole rows
+    mixture = (math.log(len(loss)) - torch.logsumexp(-half * loss, 0)) / half
+    return mixture.mean() + end.mean()
 
 
 def fit(
@@ -96,9 +106,9 @@ def fit(
     """Go on training the dynamics, until the loss on held-out rows has not improved for ``patience`` epochs.
 
     Rows are split anew, and normalisation is taken from the training rows anew. Each member of an ensemble trains on its own
-    bootstrap of them. Weights and optimiser end as they were after the epoch with the lowest held-out loss, the average over members
-    (PETS keeps each member's own best; one epoch for all keeps weights and moments consistent), which may be before the first one.
-    Where a loss is not finite the fit ends there, with that same best state; where the data is not, nothing changes at all.
+    bootstrap of them. Weights and optimiser end as they were after the epoch with the lowest held-out :func:`mixture_loss`, the same
+    one for all members, which may be before the first one. Where that loss is not finite the fit ends there, with that same best
+    state; where the data is not, nothing changes at all.
 
     Args:
         dynamics: what to fit, in place.
@@ -122,8 +132,8 @@ def fit(
     dynamics.normalize(obs[train_index], reward[train_index], next_obs[train_index])
     with torch.no_grad():
         targets = dynamics.targets(torch.cat((next_obs - obs, reward[:, None]), -1))
-        rows = _Rows(dynamics.inputs(obs, action), targets, terminated)
-    held, train = (_Rows(*(field[index] for field in rows)) for index in (held_index, train_index))
+        rows = Rows(dynamics.inputs(obs, action), targets, terminated)
+    held, train = (Rows(*(field[index] for field in rows)) for index in (held_index, train_index))
 
     bootstrap = torch.arange(len(train_index)).expand(dynamics.members, -1)
     if dynamics.members > 1:  # a single network loses by it a third of the rows and gains nothing
@@ -140,7 +150,7 @@ def fit(
         if late or epoch - best.epoch >= config.patience:
             break
     _restore(dynamics, optimizer, best)
-    seen = _Rows(*(field[:MAX_HOLDOUT] for field in train))
+    seen = Rows(*(field[:MAX_HOLDOUT] for field in train))
     return FitResult(_loss(dynamics, seen), best.loss, _r2(dynamics, held), epoch, best.epoch, diverged)
 
 
@@ -150,11 +160,13 @@ def _minibatches(bootstrap: Tensor, batch_size: int, generator: torch.Generator)
     return iter(bootstrap.gather(1, order).split(batch_size, 1))
 
 
-def _train_epoch(dynamics: OneStepDynamics, optimizer: torch.optim.Optimizer, rows: _Rows, batches: Iterator[Tensor]) -> None:
+def _train_epoch(dynamics: OneStepDynamics, optimizer: torch.optim.Optimizer, rows: Rows, batches: Iterator[Tensor]) -> None:
     for index in batches:
         index = index.to(rows.inputs.device)
         # A sum over members, so that each one learns as if it were alone.
-        loss = member_losses(dynamics(rows.inputs[index]), rows.targets[index], rows.terminated[index]).mean(1).sum()
+        batch = Rows(*(field[index] for field in rows))
+        loss, end = member_losses(dynamics(batch.inputs), batch, BETA)
+        loss = (loss + end).mean(1).sum()
         if dynamics.gaussian:
             loss = loss + BOUND_WEIGHT * (dynamics.max_log_var - dynamics.min_log_var).sum()
         optimizer.zero_grad()
@@ -163,16 +175,17 @@ def _train_epoch(dynamics: OneStepDynamics, optimizer: torch.optim.Optimizer, ro
 
 
 @torch.no_grad()
-def _loss(dynamics: OneStepDynamics, rows: _Rows) -> float:
-    inputs = rows.inputs.expand(dynamics.members, *rows.inputs.shape)
-    return float(member_losses(dynamics(inputs), rows.targets, rows.terminated).mean())
+def _predict(dynamics: OneStepDynamics, rows: Rows) -> Prediction:
+    return dynamics(rows.inputs.expand(dynamics.members, *rows.inputs.shape))
 
 
-@torch.no_grad()
-def _r2(dynamics: OneStepDynamics, rows: _Rows) -> float:
-    mean = dynamics(rows.inputs.expand(dynamics.members, *rows.inputs.shape)).mean.mean(0)
-    tiny = torch.finfo(mean.dtype).tiny
-    return float(1 - (mean - rows.targets).square().sum() / rows.targets.square().sum().clamp(min=tiny))
+def _loss(dynamics: OneStepDynamics, rows: Rows) -> float:
+    return float(mixture_loss(_predict(dynamics, rows), rows))
+
+
+def _r2(dynamics: OneStepDynamics, rows: Rows) -> float:
+    error = _predict(dynamics, rows).mean.mean(0) - rows.targets
+    return float(1 - error.square().sum() / rows.targets.square().sum().clamp(min=torch.finfo(error.dtype).tiny))
 
 
 def _snapshot(dynamics: OneStepDynamics, optimizer: torch.optim.Optimizer, loss: float, epoch: int) -> _Snapshot:

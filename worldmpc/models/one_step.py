@@ -57,7 +57,8 @@ class OneStepDynamics(nn.Module):
     """Predicts the change of the observation, the reward and termination from observation and action; fitted by :mod:`.fitting`.
 
     ``dynamics.name=mlp`` is one deterministic network. ``ensemble`` has ``members`` Gaussian ones with log-variances between learned
-    bounds (PETS, appendix A.1). Observations, their changes and rewards are normalised by the data of the last fit.
+    bounds (PETS, appendix A.1). Observations, their changes and rewards are normalised by the data of the last fit. Termination has
+    networks of its own: in shared ones the likelihood's gradients, which grow as variances fall, leave it half learned.
 
     There are two ways to imagine. :meth:`step`, :meth:`next` average the members' expectations. :meth:`rollout` is trajectory sampling
     TS-infinity (PETS, section 5.1): its inputs have ``num_particles`` as their first dimension, and particle ``p`` follows member
@@ -92,11 +93,11 @@ class OneStepDynamics(nn.Module):
         self.members, self.num_particles = (config.members, config.particles) if self.gaussian else (1, 1)
         if self.members < 1 or self.num_particles < 1 or self.num_particles % self.members:
             raise ConfigError(f"dynamics.particles: expected a multiple of dynamics.members ({self.members}), got {self.num_particles}")
-        self.obs_dim, self.action_dim, self.terminates = obs_dim, action_dim, terminates
-        self.num_targets = obs_dim + 1
-        outputs = self.num_targets * (2 if self.gaussian else 1) + int(terminates)
+        self.obs_dim, self.action_dim, self.num_targets = obs_dim, action_dim, obs_dim + 1
+        dims = (obs_dim + action_dim, *config.hidden)
         generator = torch.Generator().manual_seed(derive_seed(seed, "dynamics"))
-        self.net = MemberMLP(self.members, (obs_dim + action_dim, *config.hidden, outputs), generator)
+        self.net = MemberMLP(self.members, (*dims, self.num_targets * (2 if self.gaussian else 1)), generator)
+        self.termination = MemberMLP(self.members, (*dims, 1), generator) if terminates else None
         low, high = LOG_VAR_INIT if self.gaussian else (None, None)
         self.register_parameter("min_log_var", None if low is None else nn.Parameter(torch.full((self.num_targets,), low)))
         self.register_parameter("max_log_var", None if high is None else nn.Parameter(torch.full((self.num_targets,), high)))
@@ -126,9 +127,9 @@ class OneStepDynamics(nn.Module):
         mean = out[..., : self.num_targets] * self.targets.varies
         log_var = None
         if self.gaussian:
-            log_var = self.max_log_var - F.softplus(self.max_log_var - out[..., self.num_targets : 2 * self.num_targets])
+            log_var = self.max_log_var - F.softplus(self.max_log_var - out[..., self.num_targets :])
             log_var = self.min_log_var + F.softplus(log_var - self.min_log_var)
-        return Prediction(mean, log_var, out[..., -1] if self.terminates else None)
+        return Prediction(mean, log_var, None if self.termination is None else self.termination(inputs)[..., 0])
 
     def encode(self, obs: Tensor) -> Tensor:
         """Return the observation itself: [..., O] -> [..., Z]."""

@@ -55,6 +55,8 @@ class WorldModel(nn.Module):
         for last in (self.reward[-1], self.q.layers[-1]):
             nn.init.zeros_(last.weight)  # type: ignore[arg-type]
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
+        self.trajectory: nn.Module | None = None
+        """A learned prior over action sequences, where the agent trains one."""
 
     @property
     def latent_dim(self) -> int:

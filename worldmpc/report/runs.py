@@ -131,6 +131,18 @@ def load_run(path: str | Path) -> Run:
         raise RunError(f"{folder / 'config.json'}: {error}") from error
 
 
+def load_result_folder(path: str | Path) -> list[Run]:
+    """Read all result CSVs of a folder, at any depth.
+
+    Raises:
+        RunError: no such folder, or a result file that cannot be read.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder")
+    return [run for file in sorted(folder.rglob("*.csv")) if is_result_file(file) for run in load_results(file)]
+
+
 def load_results(path: str | Path) -> list[Run]:
     """Read a result CSV: ``#`` lines of provenance, then one row per evaluation.
 

@@ -1,8 +1,8 @@
 """The learning results of ``results`` and the records of ``benchmarks`` as markdown tables inside README and docs.
 
 ``python -m worldmpc.report.tables README.md docs/results.md`` rewrites the blocks between ``<!-- results:begin -->`` and
-``<!-- results:end -->``, and likewise ``benchmarks``, ``variants`` and ``precision``; with ``--check`` it writes
-nothing and fails where a block is stale.
+``<!-- results:end -->``, and likewise ``gates``, ``benchmarks``, ``variants``, ``precision`` and ``planners``; with ``--check`` it
+writes nothing and fails where a block is stale.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from pathlib import Path
 
 from worldmpc.report.benchmarks import Record, Row, Verb, read_records, settings
 from worldmpc.report.compare import MIN_SEEDS, Comparison, compare
+from worldmpc.report.planners import planners_table
 from worldmpc.report.reference import DEFAULT_ALGORITHM
-from worldmpc.report.runs import Run, RunError, is_result_file, load_results
+from worldmpc.report.gates import gates_table
+from worldmpc.report.runs import Run, RunError, load_result_folder
 from worldmpc.report.variants import curves_table, precision_table
 
-BLOCKS = ("results", "benchmarks", "variants", "precision")
+BLOCKS = ("results", "gates", "benchmarks", "variants", "precision", "planners")
 """Kinds of marked blocks."""
 _HEADER = ("task", "preset", "seeds", "simulator steps", "return (min..max)", "prior alone", "published (min..max)", "gate", "data")
 
 
 def results_table(results: str | Path, algorithm: str = DEFAULT_ALGORITHM) -> str:
-    """Return the markdown table of all result CSVs in a folder, one row per task, agent and preset.
+    """Return the markdown table of the algorithm's result CSVs in a folder, one row per task and preset.
 
     Raises:
         RunError: no such folder, or a result file that cannot be read.
     """
     folder = Path(results)
-    if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder")
-    runs = [run for file in sorted(folder.rglob("*.csv")) if is_result_file(file) for run in load_results(file)]
+    runs = [run for run in load_result_folder(folder) if run.agent == algorithm]
     if not runs:
         return f"No results in `{folder.name}/` yet."
     rows = compare(runs, algorithm)
@@ -129,17 +129,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--baseline", default=baseline, help="result CSV that variants stand beside (default %(default)s)")
     precision = "benchmarks/results/precision.json"
     parser.add_argument("--precision", default=precision, help="record of benchmarks.precision (default %(default)s)")
+    planners = "benchmarks/results"
+    parser.add_argument("--planners", default=planners, help="folder of records of worldmpc bench planners (default %(default)s)")
     parser.add_argument("--algorithm", default=DEFAULT_ALGORITHM, help="published curves to compare with (default %(default)s)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a block is stale")
     options = parser.parse_args(argv)
     makers = {
         "results": lambda: results_table(options.results, options.algorithm),
+        "gates": lambda: gates_table(options.results),
         "benchmarks": lambda: benchmarks_table(options.benchmarks),
         "variants": lambda: curves_table(
             {"float32, each seed alone": options.baseline}
             | {file.stem.replace("_", " "): file for file in sorted(Path(options.variants).glob("*.csv"))}
         ),
         "precision": lambda: precision_table(options.precision),
+        "planners": lambda: planners_table(options.planners),
     }
     try:
         needed = {kind for file in options.files for kind in marked_blocks(file)}
