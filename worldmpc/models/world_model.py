@@ -55,6 +55,8 @@ class WorldModel(nn.Module):
         for last in (self.reward[-1], self.q.layers[-1]):
             nn.init.zeros_(last.weight)  # type: ignore[arg-type]
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
+        if discrete:
+            self.action_probs = self._action_probs
         self.trajectory: nn.Module | None = None
         """A learned prior over action sequences, where the agent trains one."""
 
@@ -161,7 +163,7 @@ class WorldModel(nn.Module):
         """Mean of the given critics at a sampled action: [..., Z], [..., A], [2] -> [...]."""
         return self.q_values(z, self.propose(z, eps), critics).mean(0)
 
-    def action_probs(self, z: Tensor) -> Tensor:
+    def _action_probs(self, z: Tensor) -> Tensor:
         """Probabilities of one-hot actions under the policy prior: [..., Z] -> [..., A]."""
         return torch.softmax(self.pi(z), -1)
 
