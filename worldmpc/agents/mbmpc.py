@@ -21,7 +21,7 @@ from worldmpc.data.source import ReplaySource
 from worldmpc.models.composed import ComposedModel
 from worldmpc.models.fitting import fit, make_optimizer
 from worldmpc.models.one_step import BoundDynamics, OneStepDynamics
-from worldmpc.noise import NoiseSpec
+from worldmpc.noise import NoiseSpec, derive_seed
 from worldmpc.planners import make_planner
 from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, SequenceBatch, TransitionBatch
 
@@ -64,7 +64,7 @@ class MBMPC:
         self.model = nn.ModuleDict(parts).to(self.device)
         self.optimizer = make_optimizer(self.dynamics, config.dynamics)
         self.streams = Streams(config.seed, self.device)
-        self.fitting = torch.Generator().manual_seed(config.seed)
+        self.fitting = torch.Generator().manual_seed(derive_seed(config.seed, "fitting"))
         self.planning = self._compose(self.dynamics)
         planner = make_planner(config.planner, spec.action_dim, self.discount, 2, spec.discrete)
         self.actor = PlanningActor(planner, self.streams, self.device)

@@ -69,8 +69,8 @@ def make_optimizer(dynamics: OneStepDynamics, config: DynamicsConfig) -> torch.o
 def member_losses(prediction: Prediction, rows: Rows, beta: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return the losses of each member on each row, of the targets [M, N] and of termination [M, N].
 
-    Gaussian members: twice the negative log-likelihood on average over targets, without its constant (PETS eq. 1), each target's
-    weighted by its variance to the power of ``beta``, as a constant (beta-NLL, Seitzer et al. 2022, eq. 4): the optimum is the same,
+    Gaussian members: twice the negative log-likelihood on average over targets, without its constant (PETS, section 4), each target's
+    weighted by its variance to the power of ``beta``, as a constant (beta-NLL, Seitzer et al. 2022): the optimum is the same,
     but rows that are badly predicted are not given up in favour of those that are well predicted. Deterministic ones: mean squared
     error. Termination: binary cross-entropy; rare ones are not weighted up, so that probabilities are those of the data.
     """
@@ -87,12 +87,13 @@ def member_losses(prediction: Prediction, rows: Rows, beta: float = 0.0) -> tupl
 def mixture_loss(prediction: Prediction, rows: Rows) -> Tensor:
     """Return the loss [] of all members together: that of the mixture of their distributions, which is what particles sample from.
 
-    A mean over members instead would be decided by rare rows that a single member is too sure about.
+    A mean over members instead would be decided by rare rows that a single member is too sure about. Infinite where any member's
+    own loss is not finite, which a mixture could hide.
     """
     loss, end = member_losses(prediction, rows)
     half = 0.5 * rows.targets.shape[-1]  # back to log-likelihoods of whole rows
     mixture = (math.log(len(loss)) - torch.logsumexp(-half * loss, 0)) / half
-    return mixture.mean() + end.mean()
+    return torch.where(loss.isfinite().all(0), mixture, math.inf).mean() + end.mean()
 
 
 def fit(

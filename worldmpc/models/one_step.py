@@ -61,7 +61,7 @@ class OneStepDynamics(nn.Module):
     networks of its own: in shared ones the likelihood's gradients, which grow as variances fall, leave it half learned.
 
     There are two ways to imagine. :meth:`step`, :meth:`next` average the members' expectations. :meth:`rollout` is trajectory sampling
-    TS-infinity (PETS, section 5.1): its inputs have ``num_particles`` as their first dimension, and particle ``p`` follows member
+    TS-infinity (PETS, section 5): its inputs have ``num_particles`` as their first dimension, and particle ``p`` follows member
     ``p % members`` for the whole sequence. Its states are samples where noise is given (:meth:`bind`), else each member's
     expectations. Rewards are expectations in both, which leaves the average over particles the same and less noisy.
 
@@ -123,12 +123,7 @@ class OneStepDynamics(nn.Module):
 
     def forward(self, inputs: Tensor) -> Prediction:
         """Evaluate each member on its own rows of :meth:`inputs`: [M, ..., O+A] -> normalised targets."""
-        out = self.net(inputs)
-        mean = out[..., : self.num_targets] * self.targets.varies
-        log_var = None
-        if self.gaussian:
-            log_var = self.max_log_var - F.softplus(self.max_log_var - out[..., self.num_targets :])
-            log_var = self.min_log_var + F.softplus(log_var - self.min_log_var)
+        mean, log_var = self._targets(inputs)
         return Prediction(mean, log_var, None if self.termination is None else self.termination(inputs)[..., 0])
 
     def encode(self, obs: Tensor) -> Tensor:
@@ -145,13 +140,14 @@ class OneStepDynamics(nn.Module):
         Raises:
             ConfigError: shapes that do not fit.
         """
-        prediction = self._all_members(z, action)
+        prediction = self(self._shared_inputs(z, action))
         change = self.targets.restore(prediction.mean.mean(0))
         return ModelStep(self._bounded(z + change[..., :-1]), change[..., -1], self._cont(prediction).mean(0))
 
     def next(self, z: Tensor, action: Tensor) -> Tensor:
         """Return the next state of :meth:`step` alone: [..., Z], [..., A] -> [..., Z]."""
-        return self.step(z, action).z
+        mean, _ = self._targets(self._shared_inputs(z, action))
+        return self._bounded(z + self.targets.restore(mean.mean(0))[..., :-1])
 
     def rollout(self, z: Tensor, actions: Tensor, eps: Tensor | None = None) -> ModelStep:
         """Imagine sequences, particle ``p`` with member ``p % M`` (PETS, TS-infinity).
@@ -200,7 +196,8 @@ class OneStepDynamics(nn.Module):
         Raises:
             ConfigError: shapes that do not fit.
         """
-        return self._all_members(z, action).mean.var(0, correction=0).mean(-1).sqrt()
+        mean, _ = self._targets(self._shared_inputs(z, action))
+        return mean.var(0, correction=0).mean(-1).sqrt()
 
     def noise_specs(self, horizon: int, num_envs: int) -> dict[str, NoiseSpec]:
         """Declare the noise of one plan, the same for all its candidates (common random numbers, so that they differ by merit alone)."""
@@ -217,11 +214,20 @@ class OneStepDynamics(nn.Module):
             raise ConfigError("bind: no noise called dynamics; draw what noise_specs declares")
         return BoundDynamics(self, noise["dynamics"] if self.gaussian else None)
 
-    def _all_members(self, z: Tensor, action: Tensor) -> Prediction:
-        """Evaluate all members on the same rows: [..., Z], [..., A]."""
+    def _shared_inputs(self, z: Tensor, action: Tensor) -> Tensor:
+        """Return the same rows for all members: [..., Z], [..., A] -> [M, ..., O+A]."""
         self._check(z, action)
         inputs = self.inputs(z, action)
-        return self(inputs.expand(self.members, *inputs.shape))
+        return inputs.expand(self.members, *inputs.shape)
+
+    def _targets(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return means and bounded log-variances [M, ..., O+1]; targets that did not vary have mean 0."""
+        out = self.net(inputs)
+        mean = out[..., : self.num_targets] * self.targets.varies
+        if not self.gaussian:
+            return mean, None
+        log_var = self.max_log_var - F.softplus(self.max_log_var - out[..., self.num_targets :])
+        return mean, self.min_log_var + F.softplus(log_var - self.min_log_var)
 
     def _cont(self, prediction: Prediction) -> Tensor:
         logit = prediction.logit
