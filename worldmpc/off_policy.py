@@ -76,4 +76,4 @@ def smoothed_action(action: Tensor, eps: Tensor, std: float, clip: float) -> Ten
 def exploration_epsilon(decisions: int, total: float, start: float, end: float) -> float:
     """Return the probability of a random action, which falls linearly from ``start`` to ``end`` within ``total`` decisions."""
     progress = min(decisions / total, 1.0) if total > 0 else 1.0
-    return start + (end - start) * progress
+    return end + (start - end) * (1.0 - progress)

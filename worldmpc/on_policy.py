@@ -1,11 +1,23 @@
-"""Pure maths of learning from a policy's own rollouts: advantages, and the objective of PPO."""
+"""Pure maths of learning from a policy's own rollouts: advantages, the objective of PPO, and what others add to it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from worldmpc.config import ConfigError
 from worldmpc.types import Metrics, RolloutBatch
+
+CustomLoss = Callable[..., Tensor]
+"""Called with the keywords ``policy``, ``obs`` [B, *O], ``actions`` [B, A], ``rewards``, ``values`` (when the actions were taken) and
+``advantages`` (not standardised) [B]; returns a scalar that is added to the loss. What it needs the gradient of, it asks the policy."""
+
+
+class LossError(ConfigError):
+    """A loss that cannot be used; nothing was changed by it."""
 
 
 def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, discount: float, lam: float) -> Tensor:
@@ -88,3 +100,26 @@ def ppo_terms(
         "approx_kl": approx_kl,
         "clipfrac": clipfrac,
     }
+
+
+def custom_loss(function: CustomLoss, policy: Any, batch: RolloutBatch) -> tuple[str, Tensor]:
+    """Evaluate a custom loss, and return its metric's name and itself [].
+
+    Raises:
+        LossError: it is no finite scalar; the message has the function's name.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    loss = function(
+        policy=policy,
+        obs=batch.obs,
+        actions=batch.action,
+        rewards=batch.reward,
+        values=batch.value,
+        advantages=batch.advantage,
+    )
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        got = f"a tensor of {loss.dtype} and shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise LossError(f"custom loss {name}: expected a float tensor with one number, got {got}; return its mean")
+    if not bool(loss.isfinite()):
+        raise LossError(f"custom loss {name}: is {float(loss.detach()):g}; the update was not applied")
+    return f"custom/{name}", loss.reshape(())

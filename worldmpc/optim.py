@@ -22,7 +22,7 @@ BETA1, BETA2 = 0.9, 0.999
 def learning_rate_scale(config: OptimConfig, update: int, total_updates: int) -> float:
     """Return the factor on the learning rate at an update, counted from 0.
 
-    ``warmup`` and ``cosine`` rise linearly over ``warmup_updates``; ``cosine`` then falls to ``final_lr_scale``.
+    All but ``constant`` rise linearly over ``warmup_updates``; ``cosine`` and ``linear`` then fall to ``final_lr_scale``.
     """
     if config.schedule == "constant":
         return 1.0
@@ -31,7 +31,8 @@ def learning_rate_scale(config: OptimConfig, update: int, total_updates: int) ->
     if config.schedule == "warmup":
         return 1.0
     progress = min((update - config.warmup_updates) / max(total_updates - config.warmup_updates, 1), 1.0)
-    return config.final_lr_scale + (1.0 - config.final_lr_scale) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    left = 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return config.final_lr_scale + (1.0 - config.final_lr_scale) * left
 
 
 class GroupOptimizer:

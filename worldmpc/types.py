@@ -182,7 +182,8 @@ class Model(Protocol):
 
     A model may offer more, which is used where it is there: ``next`` (the next latent alone), ``rollout`` (whole sequences),
     ``fast_returns`` and ``fast_proposals`` (see :mod:`worldmpc.planners`), ``num_particles`` (imagined copies of every candidate,
-    over which returns are averaged; its ``rollout``, or its ``step`` where it has none, gets them as the first dimension), ``action_probs`` (the policy prior's
+    over which returns are averaged; its ``rollout``, or its ``step`` where it has none, gets them as the first dimension),
+    ``action_probs`` (the policy prior's
     probabilities of one-hot actions, [..., Z] -> [..., A]) and ``trajectory`` (a learned prior over action sequences).
     """
 

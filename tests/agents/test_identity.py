@@ -52,6 +52,7 @@ def test_learns_to_answer(agent, task, overrides, steps):
 
 
 def test_known_dynamics_need_no_learning():
-    config = make_config("debug", agent="mpc", task="toy/pointmass", **{"planner.name": "cem", "planner.horizon": 5, "planner.num_samples": 64})
+    overrides = {"planner.name": "cem", "planner.horizon": 5, "planner.num_samples": 64}
+    config = make_config("debug", agent="mpc", task="toy/pointmass", **overrides)
     with make_envs("toy/pointmass", dataclasses.replace(config.env, num_envs=5), seed=2) as envs:
         assert evaluate(make_agent(config, envs.spec), envs, 5).mean_return > 47.0

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from tests.trees import leaves
 
+from tests.trees import leaves
 from worldmpc.agents import make_agent
 from worldmpc.config import ConfigError, make_config
 from worldmpc.envs import make_envs

@@ -30,6 +30,7 @@ def make_agent(config: RunConfig, spec: EnvSpec, device: torch.device | str = "c
         ConfigError: an observation or action space that the agent or its planner does not support.
     """
     module, _, name = CLASSES[config.agent].partition(":")
+    kind = getattr(importlib.import_module(module), name)
     decisions = math.ceil(config.steps / spec.action_repeat)
-    total_updates = max(int(decisions * config.train.utd), 1)
-    return getattr(importlib.import_module(module), name)(config, spec, device, total_updates=total_updates)
+    total_updates = kind.count_updates(config, decisions) if hasattr(kind, "count_updates") else int(decisions * config.train.utd)
+    return kind(config, spec, device, total_updates=max(total_updates, 1))

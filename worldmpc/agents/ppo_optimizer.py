@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,8 +43,7 @@ class PPOOptimizer:
         seed: int = 1,
     ) -> None:
         self.policy, self.optimizer, self.device = policy, optimizer, torch.device(device)
-        self.config = config or PPOConfig()
-        self.max_loss = max_loss
+        self.config, self.max_loss = config or PPOConfig(), max_loss
         self.generator = torch.Generator().manual_seed(derive_seed(seed, "minibatches"))
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.stopped = False
@@ -59,8 +59,8 @@ class PPOOptimizer:
         self.stopped = False
         next_value = self.policy(experience.next_obs.flatten(0, 1).to(self.device))[3].view_as(experience.value).to(experience.device)
         terminated, done = experience.terminated.to(next_value.dtype), (experience.terminated | experience.truncated).to(next_value.dtype)
-        gamma, lam = self.config.gamma, self.config.gae_lambda
-        return experience.flat(on_policy.gae(experience.reward, experience.value, next_value, terminated, done, gamma, lam))
+        values = experience.reward, experience.value, next_value
+        return experience.flat(on_policy.gae(*values, terminated, done, self.config.gamma, self.config.gae_lambda))
 
     def compute_ppo_loss(
         self,
@@ -70,15 +70,13 @@ class PPOOptimizer:
         advantages: Tensor,
         returns: Tensor,
         values: Tensor,
-        *,
         progress: float = 0.0,
     ) -> Metrics:
         """Return ``policy_loss, value_loss, entropy_loss, total_loss, approx_kl, clipfrac``, all [].
 
         Arguments are those of :class:`worldmpc.types.RolloutBatch`; ``progress`` is that of the training, for ``anneal_clip``.
         """
-        config = self.config
-        _, log_prob, entropy, value, _ = self.policy(obs, None, actions)
+        config, (_, log_prob, entropy, value, _) = self.config, self.policy(obs, None, actions)
         return on_policy.ppo_terms(
             log_prob,
             entropy,
@@ -107,7 +105,7 @@ class PPOOptimizer:
         """
         batch = RolloutBatch(*(values.to(self.device) for values in batch))
         obs, action, log_prob, _, value, advantage, returns = batch
-        metrics = self.compute_ppo_loss(obs, action, log_prob, advantage, returns, value, progress=progress)
+        metrics = self.compute_ppo_loss(obs, action, log_prob, advantage, returns, value, progress)
         loss = metrics["total_loss"]
         for function in custom_loss_fns:
             name, extra = on_policy.custom_loss(function, self.policy, batch)
@@ -119,16 +117,13 @@ class PPOOptimizer:
             self.stopped = bool(metrics["approx_kl"] > self.config.target_kl)
         if not self.stopped:
             metrics["grad_norm"] = self._descend(loss)
-        metrics["applied"] = loss.new_tensor(0.0 if self.stopped else 1.0)
-        metrics["skipped_updates"] = loss.new_tensor(float(self.skipped))
-        return metrics
+        return metrics | {"applied": loss.new_tensor(float(not self.stopped)), "skipped_updates": loss.new_tensor(float(self.skipped))}
 
     def update(
         self,
         experience: Experience,
         update_epochs: int | None = None,
         custom_loss_fns: Sequence[CustomLoss] | None = None,
-        *,
         progress: float = 0.0,
     ) -> dict[str, float]:
         """Train on a full rollout, clear it, and return each metric's mean over the updates.
@@ -143,15 +138,14 @@ class PPOOptimizer:
             raise ConfigError(f"experience: has {experience.filled} of {experience.steps} steps; fill it before training on it")
         epochs = self.config.update_epochs if update_epochs is None else update_epochs
         source = StreamSource(experience, self.prepare, epochs, self.config.minibatch_size, self.generator)
-        found: dict[str, list[Tensor]] = {}
+        found, skipped = defaultdict[str, list[Tensor]](list), self.skipped
         for _ in range(source.ready()):
-            skipped = self.skipped
             metrics = self.step(source.next(), custom_loss_fns or (), progress=progress)
             if self.skipped > skipped:
                 terms = ", ".join(f"{name} {float(value):g}" for name, value in metrics.items() if name.endswith("_loss"))
                 raise LossError(f"update: loss or gradient not finite, or too large ({terms}), not applied; look at the scale of rewards")
             for name, value in metrics.items():
-                found.setdefault(name, []).append(value)
+                found[name].append(value)
         return {name: float(torch.stack(values).mean()) for name, values in found.items()}
 
     def state_dict(self) -> dict[str, Any]:

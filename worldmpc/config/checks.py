@@ -33,8 +33,7 @@ _POSITIVE = (
     "dynamics.lr, mbmpc.awr_temperature, ppo.clip_coef, ppo.vf_clip_coef, ppo.max_grad_norm, sac.alpha_init"
 )
 _SHARES = (
-    "planner.uniform_mix, planner.keep_elites, planner.root_noise, dqn.epsilon_start, dqn.epsilon_end, "
-    "dqn.epsilon_fraction, ppo.gae_lambda"
+    "planner.uniform_mix, planner.keep_elites, planner.root_noise, dqn.epsilon_start, dqn.epsilon_end, dqn.epsilon_fraction, ppo.gae_lambda"
 )
 _SHARES_BELOW_1 = "planner.momentum, dynamics.holdout, ppo.gamma, model.dropout"
 _RATES = "loss.rho, loss.tau, optim.enc_lr_scale, optim.final_lr_scale, mbmpc.tau, sac.tau, td3.tau"

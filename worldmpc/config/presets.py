@@ -112,7 +112,37 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """What each preset changes: ``cpu`` for tdmpc2 alone, whose defaults need a GPU; ``debug`` for all."""
 
-TUNED: dict[str, dict[str, dict[str, Any]]] = {}
+TUNED: dict[str, dict[str, dict[str, Any]]] = {
+    # Beginning with RL Baselines3 Zoo's settings, https://github.com/DLR-RM/rl-baselines3-zoo/tree/master/hyperparams
+    "ppo": {
+        "gym/CartPole-v1": {
+            "steps": 100_000,
+            "env": {"num_envs": 8},
+            "optim": {"lr": 1e-3, "schedule": "linear", "final_lr_scale": 0.01},
+            "ppo": {
+                "rollout_steps": 32,
+                "minibatch_size": 256,
+                "update_epochs": 20,
+                "gamma": 0.98,
+                "gae_lambda": 0.8,
+                "anneal_clip": True,
+            },
+        },
+        "gym/Acrobot-v1": {
+            "steps": 500_000,
+            "eval_freq": 50_000,
+            "env": {"num_envs": 16},
+            "optim": {"lr": 1e-3},
+            "ppo": {"rollout_steps": 128, "gae_lambda": 0.94},
+        },
+        "gym/Pendulum-v1": {
+            "steps": 100_000,
+            "env": {"num_envs": 4},
+            "optim": {"lr": 1e-3},
+            "ppo": {"rollout_steps": 1024, "minibatch_size": 64, "update_epochs": 10, "gamma": 0.9},
+        },
+    },
+}
 """Settings of ``preset=tuned``: agent -> task -> values."""
 
 

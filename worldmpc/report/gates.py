@@ -28,9 +28,8 @@ class Gate(NamedTuple):
 def read_gates() -> list[Gate]:
     """Return the gates that come with the package."""
     text = resources.files("worldmpc.report").joinpath("data/gates.csv").read_text(encoding="utf-8")
-    return [
-        Gate(row["agent"], row["task"], int(row["env_steps"]), float(row["at_least"]), row["why"]) for row in csv.DictReader(text.splitlines())
-    ]
+    rows = csv.DictReader(text.splitlines())
+    return [Gate(row["agent"], row["task"], int(row["env_steps"]), float(row["at_least"]), row["why"]) for row in rows]
 
 
 def gates_table(results: str | Path, gates: Sequence[Gate] | None = None) -> str:
@@ -49,8 +48,8 @@ def gates_table(results: str | Path, gates: Sequence[Gate] | None = None) -> str
         rows = [_row(gate, [run for run in mine if run.preset == preset], folder) for preset in presets] or [_row(gate, [], folder)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
     text = (
-        f"Mean over seeds of the return of greedy evaluations (10 episodes) at exactly these simulator steps, lowest and highest seed. A gate "
-        f"is passed by at least {MIN_SEEDS} seeds."
+        f"Mean over seeds of the return of greedy evaluations (10 episodes) at exactly these simulator steps, lowest and highest seed. "
+        f"A gate needs at least {MIN_SEEDS} seeds."
     )
     return "\n".join([*lines, "", text])
 
