@@ -1,4 +1,4 @@
-"""Models whose optimum is known."""
+"""Models whose optimum is known, and planners to try on them."""
 
 import itertools
 
@@ -6,11 +6,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from worldmpc.config import PlannerConfig
 from worldmpc.noise import NoiseStream
 from worldmpc.planners import rollout_return
+from worldmpc.planners.sampling import SamplingPlanner
 from worldmpc.types import ModelStep
 
 CPU = torch.device("cpu")
+Z = torch.tensor([[0.5, -0.1], [-0.3, 0.4], [0.2, 0.3]])
+"""States of which the linear-quadratic optimum is well inside the bounds."""
 
 
 class LinearQuadratic:
@@ -92,3 +96,35 @@ def returns(model, z, actions, discount):
 def run(planner, model, z, explore=False, state=None, seed=0):
     noise = NoiseStream(seed, "plan").draw(planner.noise_specs(len(z)))
     return planner.plan(model, z, state or planner.init(len(z), CPU), noise, explore)
+
+
+class Recorder:
+    """Any model, and the candidates [H, E, S, A] and returns [E, S] of each iteration."""
+
+    def __init__(self, model):
+        self.model, self.actions, self.values = model, [], []
+
+    def fast_returns(self, z, actions, discount, eps, critics):
+        self.actions.append(actions)
+        self.values.append(rollout_return(self.model, z, actions, discount, eps, critics))
+        return self.values[-1]
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
+def make(name="mppi", discrete=False, **overrides):
+    sizes = {"horizon": 4, "iterations": 12, "num_samples": 512, "num_elites": 32, "num_pi_trajs": 8, "temperature": 20.0}
+    config = PlannerConfig(name=name, **{**sizes, **overrides})
+    return SamplingPlanner(config, action_dim=3 if discrete else 1, discount=0.95, num_q=2, discrete=discrete)
+
+
+def small(name, discrete, **overrides):
+    """A planner, a model and states, for properties that need no optimum."""
+    planner = make(name, discrete, **{"iterations": 3, "num_samples": 40, "num_elites": 6, **overrides})
+    return planner, Line() if discrete else LinearQuadratic(), torch.tensor([[0.0, 0.0], [1.0, 0.0], [-2.0, 0.0]]) if discrete else Z * 4
+
+
+def return_of(model, z, plan):
+    """Returns [E] of following the executed plan, which is the executed action and then the warm start of the next."""
+    return returns(model, z, torch.cat((plan.action[:, None], plan.state.mean[:, :-1]), 1).transpose(0, 1), 0.95)

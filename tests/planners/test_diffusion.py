@@ -483,3 +483,17 @@ def test_plans_with_a_world_model(discrete, prior):
         starts, eps = z[:, None].expand(-1, source.shape[2], -1), noise["terminal"][-1][:, : source.shape[2]]
         average = rollout_return(model, starts, source, 0.9, eps, noise["critics"][-1]).mean()
     assert plan.action.shape == (4, 3) and plan.value.mean() > average
+
+
+def test_one_denoising_step_is_importance_sampling():
+    """Nothing is resampled, and one particle is drawn by its weight."""
+    prior = Normal(1, 2, 1, (8,))
+    planner = learned(prior, iterations=1, beta=2.0, num_samples=16)
+    noise = NoiseStream(0, "plan").draw(planner.noise_specs(3))
+    plan = planner.plan(Paid(forward, prior), torch.zeros(3, 1), planner.init(3, CPU), noise, False)
+    particles = prior.sample(torch.zeros(3, 1), noise)
+    returns = particles.sum((2, 3))
+    weight = torch.softmax(2.0 * (returns - returns.mean(1, keepdim=True)) / returns.std(1, correction=0, keepdim=True), 1)
+    assert_close(plan.mean, (weight[:, :, None, None] * particles).sum(1))
+    chosen = (weight / noise["choice"]).argmax(1)
+    assert_close(plan.action, particles[torch.arange(3), chosen, 0])

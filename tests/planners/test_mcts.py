@@ -32,11 +32,11 @@ class Valueless:
 
 
 class Chain(Valueless):
-    """Positions 0 to 6 from a start between; left, stay, right. Staying pays 0.2, 0 catches for good with a bait of 1, 6 pays 4."""
+    """Positions 0 to 4; left, stay, right. Staying pays 0.2, at 0 a bait of 1 is a trap for good, being at 4 pays 4."""
 
     def step(self, z, action):
-        position = (z[..., 0] + action[..., 2] - action[..., 0]).clamp(0, 6)
-        reward = 0.2 * action[..., 1] + 1.0 * (position == 0) + 4.0 * (position == 6)
+        position = (z[..., 0] + action[..., 2] - action[..., 0]).clamp(0, 4)
+        reward = 0.2 * action[..., 1] + 1.0 * (position == 0) + 4.0 * (position == 4)
         return ModelStep(position[..., None], reward, 1 - (position == 0).float())
 
 
@@ -48,7 +48,7 @@ class Tables(Valueless):
         size = sum(actions**level for level in range(depth + 1))
         self.actions = actions
         self.reward = scale * torch.randn(count, size, generator=generator)
-        self.value = scale * torch.randn(count, size, generator=generator)
+        self.worth = scale * torch.randn(count, size, generator=generator)
         self.cont = (torch.rand(count, size, generator=generator) >= ends).float()
         self.probs = torch.softmax(torch.randn(count, size, actions, generator=generator), -1)
 
@@ -67,7 +67,7 @@ class Tables(Valueless):
         return self.probs[self.place(z)]
 
     def terminal_value(self, z, eps, critics):
-        return self.value[self.place(z)]
+        return self.worth[self.place(z)]
 
 
 class Bandit(Valueless):
@@ -159,18 +159,16 @@ def test_batch_search_is_the_search_of_single_trees(actions, horizon, ends):
 
 
 def test_solves_the_chain_where_the_bait_is_nearer():
-    """Brute force over all 3^6 sequences is the truth; the best first step is worse at once than bait and rest from some starts."""
-    planner, model = make(3, 0.95, horizon=6, num_simulations=400), Chain()
-    z = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0]])
+    """Brute force over all sequences is the truth, and what pays most at once is wrong from most starts."""
+    planner, model = make(3, 0.95, horizon=4, num_simulations=200, c_puct=5.0), Chain()
+    z = torch.tensor([[1.0], [2.0], [3.0]])
     plan = run(planner, model, z)
-    for start, action, mean in zip(z, plan.action, plan.mean, strict=True):
-        best, _ = optimum(model, start, 3, 6, 0.95)
+    for start, action in zip(z, plan.action, strict=True):
+        best, _ = optimum(model, start, 3, 4, 0.95)
         assert_close(action, best)
-        greedy = model.step(start.expand(3, 1), torch.eye(3)).reward.argmax()
-        assert start >= 5 or greedy != best.argmax()
-        assert mean[0].argmax() == best.argmax()
-    # The most visited path from 2 goes right all the way to the reward.
-    assert plan.mean[1, :4].argmax(-1).tolist() == [2, 2, 2, 2]
+        assert start == 3 or model.step(start.expand(3, 1), torch.eye(3)).reward.argmax() != best.argmax()
+    # The most visited path from 2 goes right, to the reward.
+    assert plan.mean[1, :2].argmax(-1).tolist() == [2, 2]
 
 
 def test_bandit_prefers_the_best_arm_and_counts_every_simulation():
@@ -186,12 +184,14 @@ def test_bandit_prefers_the_best_arm_and_counts_every_simulation():
 
 def test_value_converges_to_that_of_the_best_sequence():
     model = Tables(6, 2, 3)
-    few, many = (run(make(2, num_simulations=count), model, model.start()) for count in (16, 1500))
+    few, many = (run(make(2, num_simulations=count, c_puct=0.3), model, model.start()) for count in (16, 600))
     best = torch.tensor([optimum(model, z, 2, 3, 0.9)[1] for z in model.start()])
     assert (many.value <= best + 1e-3).all()
-    assert ((best - many.value) < 0.1 * model.reward.std() + 0.02 * best.abs()).all()
+    assert (best - many.value < 0.1).all()
     assert (best - many.value).mean() < 0.3 * (best - few.value).mean()
-    assert_close(many.action, torch.stack([optimum(model, z, 2, 3, 0.9)[0] for z in model.start()]))
+    first = model.step(model.start(), many.action)
+    behind = torch.tensor([optimum(model, z, 2, 2, 0.9)[1] for z in first.z])
+    assert (first.reward + 0.9 * behind > best - 0.02).all()
 
 
 def test_search_starts_from_the_prior_and_leaves_it_for_the_better():
@@ -201,12 +201,16 @@ def test_search_starts_from_the_prior_and_leaves_it_for_the_better():
     assert run(make(3, num_simulations=4), model, z).action.argmax() == 1
     assert run(make(3, num_simulations=200), model, z).action.argmax() == 2
     assert run(make(3, num_simulations=200, c_puct=0.0), Bandit(0.0, 0.0, 0.0, probs=[0.02, 0.9, 0.08]), z).action.argmax() == 0
-    flat = make(3, num_simulations=100)
-    assert_close(visits(flat, run(flat, Bandit(0.0, 0.0, 0.0, probs=[0.25, 0.5, 0.25]), z)), torch.tensor([[25.0, 50.0, 25.0]]), atol=1.0, rtol=0)
+    planner = make(3, num_simulations=100)
+    flat = run(planner, Bandit(0.0, 0.0, 0.0, probs=[0.25, 0.5, 0.25]), z)
+    assert_close(visits(planner, flat), torch.tensor([[25.0, 50.0, 25.0]]), atol=1.0, rtol=0)
 
 
 def test_behind_a_terminal_step_nothing_counts_but_its_reward_does():
     class Endless(Bandit):
+        def action_probs(self, z):
+            return torch.full((*z.shape[:-1], len(self.pay)), 1 / len(self.pay))
+
         def terminal_value(self, z, eps, critics):
             return torch.full(z.shape[:-1], 100.0)
 
@@ -231,8 +235,11 @@ def test_visits_do_not_depend_on_the_scale_of_returns():
 
 
 def test_equal_returns_are_not_told_apart_by_rounding():
-    planner = make(3, horizon=1, num_simulations=99)
-    assert_close(visits(planner, run(planner, Bandit(1000.1, 1000.1, 1000.1), torch.zeros(1, 1))), torch.full((1, 3), 33.0))
+    planner, z = make(3, horizon=1, num_simulations=99), torch.zeros(1, 1)
+    assert_close(visits(planner, run(planner, Bandit(1000.1, 1000.1, 1000.1), z)), torch.full((1, 3), 33.0))
+    nearly = visits(planner, run(planner, Bandit(1000.1, 1000.1002, 1000.1001), z))
+    assert_close(nearly, torch.full((1, 3), 33.0), atol=8, rtol=0)
+    assert visits(planner, run(planner, Bandit(1000.1, 1000.3, 1000.2), z))[0, 1] > 60
 
 
 @pytest.mark.parametrize("explore", [False, True])
@@ -248,9 +255,11 @@ def test_environments_do_not_see_each_other(explore):
             assert_close(getattr(alone, field), getattr(together, field)[one])
 
 
-def test_plans_under_vmap_are_those_of_each():
-    """As stacked seeds plan; also where a model broadcasts its continuation."""
-    planner, model = make(3), Tables(6, 3, 3, 0.2)
+@pytest.mark.parametrize("value", [True, None])
+def test_plans_under_vmap_are_those_of_each(value):
+    """As stacked seeds plan, with and without playouts."""
+    planner, model = make(3, num_simulations=20), Tables(6, 3, 3, 0.2)
+    model.value = value
     noises = [NoiseStream(seed, "plan").draw(planner.noise_specs(3)) for seed in range(2)]
     state, z = planner.init(3, CPU), model.start().view(2, 3, 2)
     stacked = torch.vmap(lambda z, noise: planner.plan(model, z, state, noise, True), in_dims=(0, 0))(
@@ -261,6 +270,25 @@ def test_plans_under_vmap_are_those_of_each():
         for field in ("action", "elite", "mean", "value"):
             assert_close(getattr(stacked, field)[seed], getattr(alone, field))
         assert_close(stacked.metrics["plan_depth"][seed], alone.metrics["plan_depth"])
+
+
+@pytest.mark.parametrize("value", [True, None])
+def test_a_plan_stays_on_the_device_and_reads_nothing_back(value):
+    """Tensors on the meta device have no numbers to read, and mix with those of no other device."""
+
+    class Flat(Valueless):
+        def action_probs(self, z):
+            return z.softmax(-1)
+
+        def step(self, z, action):
+            return ModelStep(z + action, z[..., 0], torch.sigmoid(z[..., 1]))
+
+    model, planner, meta = Flat(), make(3, num_simulations=4), torch.device("meta")
+    model.value, model.terminal_value = value, lambda z, eps, critics: z[..., 2]
+    noise = {name: each.to(meta) for name, each in NoiseStream(0, "plan").draw(planner.noise_specs(2)).items()}
+    plan = planner.plan(model, torch.zeros(2, 3, device=meta), planner.init(2, meta), noise, True)
+    assert all(each.device == meta for each in (*plan[:5], *plan.state, *plan.metrics.values()))
+    assert plan.action.shape == plan.elite.shape == (2, 3) and plan.value.shape == (2,)
 
 
 def test_same_noise_same_plan_and_evaluation_needs_none():
@@ -301,7 +329,7 @@ def test_exploration_finds_what_the_prior_rules_out():
 
 
 def test_exploring_actions_are_drawn_in_proportion_to_visits():
-    planner, model = make(2, horizon=1, num_simulations=20, root_noise=0.0), Bandit(0.0, 0.1)
+    planner, model = make(2, horizon=1, num_simulations=20, root_noise=0.0, c_puct=4.0), Bandit(0.0, 0.1)
     loud = run(planner, model, torch.zeros(4000, 1), explore=True)
     assert_close(loud.action.mean(0), loud.mean[0, 0], atol=0.03, rtol=0)
     assert loud.action.sum() == 4000 and 0.1 < loud.mean[0, 0, 0] < 0.5
@@ -336,6 +364,30 @@ def test_broken_values_priors_and_models_leave_a_plan():
         assert (plan.action.sum(1) == 1).all()
 
 
+def test_what_is_behind_a_terminal_step_may_be_broken():
+    class Void(Bandit):
+        def terminal_value(self, z, eps, critics):
+            return torch.full(z.shape[:-1], math.nan)
+
+    for horizon in (1, 3):
+        plan = run(make(2, horizon=horizon), Void(0.0, 1.0, cont=0.0), torch.zeros(2, 1))
+        assert plan.metrics["plan_bad"] == 0 and (plan.action[:, 1] == 1).all()
+
+
+def test_a_playout_that_breaks_does_not_rule_out_its_start():
+    """Arm 1 pays, and a second step breaks by two arms of three: most playouts do, and the search finds the way."""
+
+    class Narrow(Valueless):
+        def step(self, z, action):
+            first = torch.where(z[..., 0] == 0, action[..., 1], 0.0)
+            second = torch.where((z[..., 0] == 2) & (action[..., 2] == 0), math.nan, 2.0 * (z[..., 0] == 2))
+            return ModelStep(1 + first[..., None], first + second, torch.ones_like(first))
+
+    plan = run(make(3, horizon=2, num_simulations=100), Narrow(), torch.zeros(4, 1))
+    assert (plan.mean[:, 0].argmax(1) == 1).all() and (plan.mean[:, 1].argmax(1) == 2).all()
+    assert 0 < plan.metrics["plan_bad"] < 0.5 and plan.value.isfinite().all()
+
+
 def test_only_the_broken_environment_is():
     class Broken(Tables):
         def step(self, z, action):
@@ -358,19 +410,25 @@ def test_model_is_stepped_once_per_simulation_in_one_batch():
 
     class Counting(Tables):
         def step(self, z, action):
-            shapes.append(tuple(z.shape))
+            shapes.append(tuple(z.shape[-2:]))
             return super().step(z, action)
 
     planner, model = make(3, num_simulations=17), Counting(5, 3, 3)
     run(planner, model, model.start())
-    assert shapes == [(1, 5, 2)] * 17 and planner.model_evaluations == 17
+    assert shapes == [(5, 2)] * 17 and planner.model_evaluations(model) == 17
     assert isinstance(planner, Planner)
+    # Without a value, each simulation goes on to the horizon.
+    shapes.clear()
+    model.value = None
+    run(planner, model, model.start())
+    assert shapes == [(5, 2)] * 51 and planner.model_evaluations(model) == 51
+    assert planner.model_evaluations(Bandit(0.0, 0.0, 0.0)) == 51
 
 
 def test_depth_ends_at_the_horizon_and_the_warm_start_is_the_shifted_plan():
     planner, model = make(2, horizon=2, num_simulations=100), Tables(3, 2, 2)
     plan = run(planner, model, model.start())
-    assert plan.metrics["plan_depth"] == 2
+    assert 1.5 < plan.metrics["plan_depth"] <= 2
     assert_close(plan.state.mean[:, 0], plan.mean[:, 1])
     assert_close(plan.state.mean[:, 1], torch.full((3, 2), 0.5))
     assert plan.state.elites.shape == (3, 0, 2, 2) == planner.init(3, CPU).elites.shape
@@ -390,23 +448,39 @@ def test_most_visited_of_equals_is_the_one_of_higher_value():
 
 
 def test_particles_are_averaged_after_the_search():
-    """Two worlds, one of which ends at once where the other goes on: their mean at the horizon is not that of mean numbers."""
+    """Two worlds, one of which ends at once where the other goes on: their mean return is not that of a mean world."""
 
     class Twins(Valueless):
         num_particles = 2
 
         def step(self, z, action):
-            raise AssertionError("particles are told apart by rollout alone")
+            raise AssertionError("particles are told apart by rollouts alone")
 
         def rollout(self, z, actions):
-            assert z.shape[0] == 2 and actions.shape[:2] == (1, 2)
-            reward = torch.tensor([1.0, 3.0])[:, None].expand(z.shape[:-1])
-            cont = torch.tensor([0.0, 1.0])[:, None].expand(z.shape[:-1])
-            return ModelStep(torch.stack((z, z)), reward[None], cont[None])
+            assert z.shape[0] == 2 and actions.shape[1:] == (2, 2, 1)
+            reward = torch.tensor([1.0, 3.0])[:, None].expand(len(actions), *z.shape[:-1])
+            cont = torch.tensor([0.0, 1.0])[:, None].expand(len(actions), *z.shape[:-1])
+            return ModelStep(z.expand(len(actions) + 1, *z.shape), reward, cont)
 
-    plan = run(make(1, discount=1.0, horizon=2, num_simulations=3), Twins(), torch.zeros(2, 1))
-    one, two = (1 + 3) / 2, (1 + (3 + 3)) / 2
-    assert_close(plan.value, torch.full((2,), (one + 2 * two) / 3))
+    plan = run(make(1, discount=1.0, horizon=4, num_simulations=3), Twins(), torch.zeros(2, 1))
+    assert_close(plan.value, torch.full((2,), (1 + 4 * 3) / 2))
+
+
+def test_values_without_a_model_of_them_are_returns_to_the_horizon():
+    """All sequences pay the same here, at whatever depth their node is; at the horizon comes what the model has as a value."""
+
+    class Worth(Bandit):
+        def step(self, z, action):
+            return super().step(z, action)._replace(z=z + 1)
+
+        def terminal_value(self, z, eps, critics):
+            return 8.0 * (z[..., 0] == 3)
+
+    for count in (1, 2, 5, 20):
+        plan = run(make(2, 0.5, num_simulations=count), Worth(1.0, 1.0), torch.zeros(2, 1))
+        assert_close(plan.value, torch.full((2,), 1 + 0.5 + 0.25 + 0.125 * 8))
+    ends = run(make(2, 0.5, num_simulations=20), Worth(1.0, 1.0, cont=0.5), torch.zeros(2, 1))
+    assert_close(ends.value, torch.full((2,), 1 + 0.25 + 0.0625 + 0.25**3 * 8))
 
 
 class CartPole(Valueless):
@@ -424,12 +498,13 @@ class CartPole(Valueless):
         return ModelStep(z, torch.ones_like(x), up.float())
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_balances_a_pole_without_prior_or_value(seed):
-    model, planner = CartPole(), make(2, 0.99, horizon=20, num_simulations=64)
-    z = 0.1 * torch.rand(8, 4, generator=torch.Generator().manual_seed(seed)) - 0.05
-    for _ in range(100):
-        step = model.step(z, run(planner, model, z).action)
-        assert step.z.dtype == torch.float32
+def test_balances_a_pole_without_prior_or_value():
+    model, planner = CartPole(), make(2, 0.99, horizon=6, num_simulations=16)
+    z = 0.1 * torch.rand(8, 4, generator=torch.Generator().manual_seed(0)) - 0.05
+    chance = z
+    for seed in range(40):
+        step = model.step(z, run(planner, model, z, seed=seed).action)
+        assert step.z.dtype == torch.float32 and step.cont.all()
         z = step.z
-        assert step.cont.all()
+        chance = model.step(chance, F.one_hot(torch.randint(2, (8,)), 2).float()).z
+    assert (chance[:, 2].abs() > 0.2095).float().mean() > 0.5  # at random, most poles lie long ago

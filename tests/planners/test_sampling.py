@@ -6,18 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.planners.problems import CPU, Line, LinearQuadratic, returns, run
-from worldmpc.config import ConfigError, ModelConfig, PlannerConfig, resolve_model
-from worldmpc.models import kernels
-from worldmpc.models.packing import constant_parameters
-from worldmpc.models.world_model import WorldModel
+from tests.planners.problems import CPU, Line, LinearQuadratic, Z, make, return_of, returns, run, small
+from worldmpc.config import ConfigError, PlannerConfig
 from worldmpc.noise import NoiseStream
 from worldmpc.planners import make_planner, rollout_return
-from worldmpc.planners.rules import RULES, WORST, equal_weights, soft_weights
+from worldmpc.planners.rules import RULES, WORST
 from worldmpc.planners.sampling import MPPI, SamplingPlanner
 from worldmpc.types import ModelStep
 
-Z = torch.tensor([[0.5, -0.1], [-0.3, 0.4], [0.2, 0.3]])
 ACTIONS = {"box": False, "discrete": True}
 ENV_DIM = {"proposal": 1, "samples": 2, "terminal": 1, "elite": 0, "action": 0}
 """Which dimension of the noise counts environments; critics are the same for all."""
@@ -39,32 +35,6 @@ class Broken(LinearQuadratic):
         step = super().step(z, action)
         reward = torch.where(action[..., 0] > 0, torch.nan, step.reward)
         return step._replace(reward=torch.where(action[..., 0] < -0.9, torch.inf, reward))
-
-
-class Recorder:
-    """Any model, and the best and all returns of each iteration."""
-
-    def __init__(self, model):
-        self.model, self.values = model, []
-
-    def fast_returns(self, z, actions, discount, eps, critics):
-        self.values.append(rollout_return(self.model, z, actions, discount, eps, critics))
-        return self.values[-1]
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
-
-
-def make(name="mppi", discrete=False, **overrides):
-    sizes = {"horizon": 4, "iterations": 12, "num_samples": 512, "num_elites": 32, "num_pi_trajs": 8, "temperature": 20.0}
-    config = PlannerConfig(name=name, **{**sizes, **overrides})
-    return SamplingPlanner(config, action_dim=3 if discrete else 1, discount=0.95, num_q=2, discrete=discrete)
-
-
-def small(name, discrete, **overrides):
-    """A planner, a model and states, for properties that need no optimum."""
-    planner = make(name, discrete, **{"iterations": 3, "num_samples": 40, "num_elites": 6, **overrides})
-    return planner, Line() if discrete else LinearQuadratic(), torch.tensor([[0.0, 0.0], [1.0, 0.0], [-2.0, 0.0]]) if discrete else Z * 4
 
 
 every_planner = pytest.mark.parametrize("name", RULES)
@@ -153,11 +123,6 @@ ACCURACY = {
     "cem and gradient": ({"name": "cem", "iterations": 2, "gradient_steps": 60}, 0.001),
     "random shooting and gradient": ({"name": "random_shooting", "gradient_steps": 80}, 0.001),
 }
-
-
-def return_of(model, z, plan):
-    """Returns [E] of following the executed plan, which is the executed action and then the warm start of the next."""
-    return returns(model, z, torch.cat((plan.action[:, None], plan.state.mean[:, :-1]), 1).transpose(0, 1), 0.95)
 
 
 @pytest.mark.parametrize("case", ACCURACY)
@@ -304,23 +269,23 @@ def test_traced_as_one_graph(name, discrete, gradient_steps):
 @every_planner
 @both_actions
 def test_bad_candidates_are_never_elites_while_others_are_finite(name, discrete):
-    """All elites but two are bad, in each iteration, so those two alone make the plan."""
+    """Of 20 elites all but two are bad, and in the next iteration all but three, which alone make the plan."""
     planner, model, z = small(name, discrete, num_elites=20, iterations=2)
 
     class Scarce(type(model)):
         def fast_returns(self, z, actions, discount, eps, critics):
-            good = torch.arange(actions.shape[2]) < 2
-            elites.append(actions[:, :, :2])
-            return torch.where(good, rollout_return(model, z, actions, discount, eps, critics), torch.tensor([torch.nan, torch.inf])[:1])
+            good.append(actions[:, :, : 2 + len(good)])
+            values = rollout_return(model, z, actions, discount, eps, critics)
+            return torch.where(torch.arange(actions.shape[2]) < good[-1].shape[2], values, torch.nan if len(good) == 1 else torch.inf)
 
-    elites = []
+    good = []
     plan = run(planner, Scarce(), z)
-    low, high = elites[-1].amin(2).transpose(0, 1), elites[-1].amax(2).transpose(0, 1)
+    low, high = good[-1].amin(2).transpose(0, 1), good[-1].amax(2).transpose(0, 1)
     former = planner.config.momentum if planner.rule.momentum else 0
     assert (plan.mean >= low - 2 * former - 1e-5).all() and (plan.mean <= high + 2 * former + 1e-5).all()
     assert plan.value.isfinite().all() and (plan.value > WORST).all()
-    shares = [1 - 2 / size for size in planner.sizes for _ in range(size)]
-    assert plan.metrics["plan_bad"].item() == pytest.approx(sum(shares) / len(shares))
+    expected = 1 - sum(part.shape[2] for part in good) / sum(planner.sizes)
+    assert plan.metrics["plan_bad"].item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["mppi", "cem", "icem", "random_shooting"])
@@ -351,235 +316,6 @@ def test_all_candidates_bad_still_gives_a_finite_action(name, discrete, prior_to
         assert not discrete or (plan.action.sum(-1) == 1).all()
 
 
-def test_weights_sum_to_one():
-    values = torch.tensor([[3.0, 2.0, 1.0, WORST], [WORST] * 4, [5.0] * 4])
-    for weights in (soft_weights(values, 0.5), equal_weights(values)):
-        assert_close(weights.sum(1), torch.ones(3))
-        assert weights[0, 3] == 0 and (weights[1:] == 0.25).all()
-    assert_close(soft_weights(values, 0.5)[0, :3], torch.softmax(torch.tensor([1.5, 1.0, 0.5]), 0))
-    assert_close(equal_weights(values)[0, :3], torch.full((3,), 1 / 3))
-
-
-def test_temperature_of_zero_weighs_alike():
-    class Counting(LinearQuadratic):
-        def fast_returns(self, z, actions, discount, eps, critics):
-            return torch.where(torch.arange(actions.shape[2]) < 2, 1.0 * torch.arange(actions.shape[2]), torch.nan).expand(len(z), -1)
-
-    planner = make(iterations=1, temperature=0.0)
-    noise = NoiseStream(0, "plan").draw(planner.noise_specs(1))
-    plan = planner.plan(Counting(), Z[:1], planner.init(1, CPU), noise, False)
-    assert_close(plan.mean[0], noise["proposal"][:, 0, :2].clamp(-1, 1).mean(1))
-
-
-# What is special to one.
-
-
-def test_cem_executes_the_mean_and_keeps_momentum():
-    model = LinearQuadratic()
-    plan = run(make("cem"), model, Z)
-    assert torch.equal(plan.action, plan.mean[:, 0].clamp(-1, 1))
-    slow, fast = (run(make("cem", iterations=1, momentum=momentum), model, Z) for momentum in (0.4, 0.0))
-    assert_close(slow.mean, 0.6 * fast.mean)  # the former mean is 0
-    assert_close(slow.std, 0.6 * fast.std + 0.4 * 2.0)
-
-
-def test_random_shooting_executes_the_best_of_uniform_samples():
-    planner, seen = make("random_shooting", num_samples=4000, num_pi_trajs=0), []
-
-    class Seen(LinearQuadratic):
-        def fast_returns(self, z, actions, discount, eps, critics):
-            seen.append(actions)
-            return rollout_return(LinearQuadratic(), z, actions, discount, eps, critics)
-
-    plan = run(planner, Seen(), Z)
-    values = returns(LinearQuadratic(), Z[:, None].expand(-1, 4000, -1), seen[0], 0.95)
-    assert len(seen) == 1 and torch.equal(plan.value, values.amax(1))
-    assert torch.equal(plan.action, seen[0][0, torch.arange(3), values.argmax(1)])
-    quantiles = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
-    assert_close(seen[0].flatten().quantile(quantiles), 2 * quantiles - 1, atol=0.02, rtol=0)
-
-
-@both_actions
-def test_policy_guided_candidates(discrete):
-    """The first one follows the mode of the prior, the others its samples; noise acts while imagining."""
-    planner, model, z = small("policy_guided", discrete, pi_noise=0.0)
-    noise = NoiseStream(0, "plan").draw(planner.noise_specs(3))
-    seen = []
-
-    class Seen(type(model)):
-        def fast_returns(self, z, actions, discount, eps, critics):
-            seen.append(actions)
-
-    planner.plan(Seen(), z, planner.init(3, CPU), noise, False)
-    expected = torch.stack([model.propose(z[:, None], eps) for eps in noise["proposal"]])
-    assert len(seen) == 1 and torch.equal(seen[0][:, :, 1:], expected[:, :, 1:])
-    assert torch.equal(seen[0][:, :, 0], torch.stack([model.propose(z, torch.zeros(3, planner.action_dim))] * 4))
-    noisy = small("policy_guided", discrete, pi_noise=0.5)[0]
-    noisy.plan(Seen(), z, planner.init(3, CPU), noise, False)
-    assert torch.equal(seen[1][:, :, 0], seen[0][:, :, 0]) and not torch.equal(seen[1], seen[0])
-
-
-def test_policy_guided_noise_is_followed_by_the_policy():
-    """A prior that undoes all of the last action: noise at one step changes the next proposal."""
-
-    class Undoing(LinearQuadratic):
-        def step(self, z, action):
-            return super().step(z, action)._replace(z=action.expand(*action.shape[:-1], 2))
-
-        def propose(self, z, eps):
-            return -z[..., :1]
-
-        def fast_returns(self, z, actions, discount, eps, critics):
-            seen.append(actions)
-
-    seen = []
-    planner = make("policy_guided", pi_noise=0.1)
-    noise = NoiseStream(0, "plan").draw(planner.noise_specs(1))
-    planner.plan(Undoing(), torch.zeros(1, 2), planner.init(1, CPU), noise, False)
-    added = 0.1 * noise["samples"][0, :, 0, 1:, 0]
-    assert_close(seen[0][0, 0, 1:, 0], added[0])
-    assert_close(seen[0][1, 0, 1:, 0], added[1] - added[0])
-    assert (seen[0][:, 0, 0] == 0).all()
-
-
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_policy_guided_share_of_random_actions(share):
-    planner, seen = make("policy_guided", True, num_samples=3000, pi_noise=share), []
-
-    class Right(Line):
-        def propose(self, z, eps):
-            return torch.tensor([0.0, 0.0, 1.0]).expand(eps.shape)
-
-        def fast_returns(self, z, actions, discount, eps, critics):
-            seen.append(actions)
-
-    run(planner, Right(), torch.zeros(1, 2))
-    expected = torch.tensor([share / 3, share / 3, 1 - 2 * share / 3])
-    assert_close(seen[0][:, 0, 1:].mean((0, 1)), expected, atol=0.02, rtol=0)
-
-
-def test_discrete_exploration_draws_from_the_plan():
-    """Over many environments in the same state, each first action is as frequent as its probability mixed with uniform."""
-    planner, envs = make("cem", True, iterations=2, num_samples=30, num_elites=10, uniform_mix=0.3), 4000
-    plan = run(planner, Line(), torch.zeros(envs, 2), explore=True)
-    assert_close(plan.action.mean(0), (0.7 * plan.mean[:, 0] + 0.1).mean(0), atol=0.03, rtol=0)
-    assert torch.equal(run(planner, Line(), torch.zeros(envs, 2)).action.argmax(-1), plan.mean[:, 0].argmax(-1))
-
-
-def test_discrete_candidates_are_mixed_with_uniform():
-    """A warm start that is sure of going right: half of it stays, of which 1 - uniform_mix is sampled from."""
-    planner, seen = make("cem", True, iterations=1, num_samples=4000, num_pi_trajs=0, uniform_mix=0.2), []
-
-    class Seen(Line):
-        def fast_returns(self, z, actions, discount, eps, critics):
-            seen.append(actions)
-
-    start = planner.init(1, CPU)
-    assert_close(start.mean, torch.full((1, 4, 3), 1 / 3))
-    run(planner, Seen(), torch.zeros(1, 2), state=start._replace(mean=torch.tensor([0.0, 0.0, 1.0]).expand(1, 4, 3)))
-    left = 0.8 * 0.5 / 3 + 0.2 / 3
-    assert_close(seen[0].mean((0, 1, 2)), torch.tensor([left, left, 1 - 2 * left]), atol=0.015, rtol=0)
-
-
-# iCEM.
-
-
-@both_actions
-def test_kept_elites_never_get_worse(discrete):
-    planner, model, z = small("icem", discrete, iterations=8, num_samples=30, keep_elites=0.5)
-    recorder = Recorder(model)
-    plan = run(planner, recorder, z)
-    best = torch.stack([values.amax(1) for values in recorder.values])
-    assert (best[1:] >= best[:-1] - 1e-6).all() and torch.equal(plan.value, best.amax(0))
-
-
-def test_the_best_sequence_ever_is_executed():
-    """Also where no elite is kept."""
-    planner = make("icem", iterations=6, num_samples=30, num_elites=10, keep_elites=0.0, min_std=0.5, num_pi_trajs=0)
-    recorder = Recorder(LinearQuadratic())
-    plan = run(planner, recorder, Z.repeat(20, 1))
-    best = torch.stack([values.amax(1) for values in recorder.values])
-    assert (best.argmax(0) < 5).any() and torch.equal(plan.value, best.amax(0))
-
-
-def test_elites_go_to_the_next_plan():
-    """Shifted by one, with a new last action; a fresh episode has none."""
-    planner, seen = make("icem", iterations=2, num_samples=40, num_elites=10, keep_elites=0.3, num_pi_trajs=5), []
-
-    class Seen(LinearQuadratic):
-        def fast_returns(self, z, actions, discount, eps, critics):
-            seen.append(actions)
-
-    start = planner.init(3, CPU)
-    assert start.elites.shape == (3, 3, 4, 1) and start.elites.isinf().all()
-    plan = run(planner, Seen(), Z, state=start)
-    assert seen[0].isfinite().all() and plan.state.elites.shape == (3, 3, 4, 1)
-    values = returns(LinearQuadratic(), Z[:, None].expand(-1, seen[1].shape[2], -1), seen[1], 0.95)
-    best = seen[1].gather(2, values.topk(3).indices[None, :, :, None].expand(4, -1, -1, 1)).permute(1, 2, 0, 3)
-    assert torch.equal(plan.state.elites[:, :, :-1], best[:, :, 1:])
-    seen.clear()
-    run(planner, Seen(), Z, state=plan.state)
-    assert torch.equal(seen[0][:-1, :, 5:8].permute(1, 2, 0, 3), plan.state.elites[:, :, :-1])
-    assert seen[0].isfinite().all() and seen[0][-1, :, 5:8].flatten().unique().numel() > 3
-
-
-def test_kept_elites_help_the_next_plan():
-    """A good plan's elites alone, one step later, are better than what few samples find."""
-    model, sizes = LinearQuadratic(), {"horizon": 8, "num_elites": 4, "num_pi_trajs": 0}
-    careful, hasty = make("icem", num_samples=400, **sizes), make("icem", iterations=1, num_samples=12, **sizes)
-    first = run(careful, model, torch.tensor([[2.0, 1.0]]).expand(20, -1))
-    following, fresh = model.step(torch.tensor([2.0, 1.0]), first.action).z, hasty.init(20, CPU)
-    optimum = run(careful, model, following).value.mean()
-    alone = run(hasty, model, following, seed=1, state=fresh).value.mean()
-    helped = run(hasty, model, following, seed=1, state=fresh._replace(elites=first.state.elites)).value.mean()
-    assert helped > 1.03 * optimum and alone < 1.1 * optimum  # returns are negative
-
-
-def test_samples_get_fewer():
-    """100 candidates fall by 1.5 per iteration, to no fewer than two per elite; the mean is one of the last."""
-    planner, seen = make("icem", iterations=5, num_samples=100, num_elites=20, sample_decay=1.5), []
-
-    class Seen(LinearQuadratic):
-        def fast_returns(self, z, actions, discount, eps, critics):
-            seen.append(actions)
-
-    plan = run(planner, Seen(), Z)
-    assert [actions.shape[2] for actions in seen] == planner.sizes == [100, 67, 44, 40, 40]
-    assert make("icem", iterations=3, num_samples=50, num_elites=40, sample_decay=1.5, keep_elites=0.1).sizes == [50, 50, 50]
-    before = run(make("icem", iterations=4, num_samples=100, num_elites=20, sample_decay=1.5), LinearQuadratic(), Z)
-    assert plan.state.elites.shape == before.state.elites.shape == (3, 6, 4, 1)
-
-
-def test_the_mean_is_a_candidate_of_the_last_iteration():
-    planner, seen = make("icem", iterations=2, num_samples=100, num_elites=20, momentum=0.0, keep_elites=0.0), []
-
-    class Seen(LinearQuadratic):
-        def fast_returns(self, z, actions, discount, eps, critics):
-            seen.append((actions, rollout_return(LinearQuadratic(), z, actions, discount, eps, critics)))
-            return seen[-1][1]
-
-    run(planner, Seen(), Z)
-    actions, values = seen[0]
-    elites = actions.gather(2, values.topk(20).indices[None, :, :, None].expand(4, -1, -1, 1))
-    assert_close(seen[1][0][:, :, -1], elites.mean(2))
-
-
-def test_coloured_candidates_reach_further():
-    """The sum of a sequence of smooth noise varies more than that of a white one."""
-    spread = {}
-    for exponent in (0.0, 2.0):
-        seen = []
-
-        class Seen(LinearQuadratic):
-            def fast_returns(self, z, actions, discount, eps, critics, seen=seen):
-                seen.append(actions)
-
-        run(make("icem", horizon=12, iterations=1, max_std=0.2, noise_exponent=exponent, num_pi_trajs=0), Seen(), Z)
-        assert seen[0].std().item() == pytest.approx(0.2, rel=0.1)
-        spread[exponent] = seen[0].sum(0).std().item()
-    assert spread[2.0] > 1.6 * spread[0.0]
-
-
 @pytest.mark.parametrize("name", RULES)
 def test_horizon_of_one(name):
     plan = run(make(name, horizon=1), LinearQuadratic(), Z)
@@ -588,75 +324,20 @@ def test_horizon_of_one(name):
     assert plan.mean.shape == (3, 1, 1) and all(abs(value) < 1 for value in best)
 
 
-# Gradients.
-
-
-def test_gradient_refines_every_planner_that_samples():
-    model = LinearQuadratic()
-    for name in RULES:
-        coarse = {"iterations": 1, "num_samples": 16, "num_elites": 4, "num_pi_trajs": 4, "horizon": 8}
-        plain, refined = (run(make(name, gradient_steps=steps, **coarse), model, Z) for steps in (0, 40))
-        assert (refined.value > plain.value).all(), name
-        assert_close(return_of(model, Z, refined), refined.value)
-        assert_close(refined.state.mean[:, :-1], refined.mean[:, 1:])
-        assert torch.equal(refined.action, refined.mean[:, 0]) and refined.mean.abs().max() <= 1
-
-
-def test_gradient_keeps_what_it_cannot_improve():
-    """A return with the sign of its gradient turned round."""
-
-    class Perverse(LinearQuadratic):
-        def step(self, z, action):
-            return super().step(z, 2 * action.detach() - action)
-
-    plain, refined = (run(make(gradient_steps=steps), Perverse(), Z) for steps in (0, 5))
-    assert_close(refined.value, plain.value)
-    for field in ("action", "mean", "std"):
-        assert torch.equal(getattr(refined, field), getattr(plain, field))
-    assert torch.equal(refined.state.mean, plain.state.mean)
-
-
-def world_model(**changes):
-    model = WorldModel(resolve_model(ModelConfig(enc_dim=16, mlp_dim=32, latent_dim=16, num_enc_layers=2, num_q=3, **changes)), 5, 2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
-@pytest.mark.parametrize("changes", [{}, {"termination": "on"}], ids=str)
-def test_gradient_through_a_learned_model(changes, monkeypatch):
-    """Whose parameters are left as they were, in the scope that agents plan in; and with the library of networks, which has none."""
-    monkeypatch.setattr(kernels, "NATIVE_FROM", 1)
-    model, values = world_model(**changes), {}
-    with constant_parameters(), torch.no_grad():
-        z = model.encode(torch.randn(4, 5))
-        for steps in (0, 10):
-            planner = SamplingPlanner(dataclasses.replace(small("icem", False)[0].config, gradient_steps=steps), 2, 0.95, 3)
-            plan = run(planner, model, z)
-            values[steps] = plan.value
-    assert (values[10] > values[0] + 1e-4).any() and not plan.value.requires_grad
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.q.parameters())
-
-
-@every_planner
-def test_plans_in_half_precision(name):
-    """Of a learned model's products alone: noise and actions stay in single precision."""
-    model, planner = world_model(), SamplingPlanner(small(name, False, gradient_steps=2)[0].config, 2, 0.95, 3)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        plan = run(planner, model, model.encode(torch.randn(4, 5)), explore=True)
-    for value in (plan.action, plan.mean, plan.std, plan.state.mean, plan.state.elites):
-        assert value.dtype == torch.float32
-    assert plan.action.isfinite().all() and plan.value.isfinite().all()
-
-
 # The registry.
 
 
 @every_planner
-def test_registry(name):
+def test_registry_of_sampling_planners(name):
     planner = make_planner(make(name).config, 3, 0.9, 2, True)
     assert isinstance(planner, SamplingPlanner) and planner.config.name == name
+    assert run(planner, Line(), torch.zeros(1, 2)).action.sum() == 1
+
+
+@pytest.mark.parametrize(("name", "kind"), [("diffusion", "Diffusion"), ("mcts", "MCTS")])
+def test_registry_of_the_others(name, kind):
+    planner = make_planner(dataclasses.replace(make().config, name=name), 3, 0.9, 2, True)
+    assert type(planner).__name__ == kind
     assert run(planner, Line(), torch.zeros(1, 2)).action.sum() == 1
 
 

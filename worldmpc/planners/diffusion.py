@@ -81,12 +81,12 @@ class Diffusion:
     action is executed. One-hot actions: the centre is a distribution, and candidates take the largest entry of centre plus noise.
 
     ``prior="learned"``: ``num_samples`` particles of the model's ``trajectory`` (a :class:`TrajectoryModel`) are denoised as a twisted
-    particle filter (Wu et al. 2023, without its correction of guidance, which here is part of the prior). Before every step they are
-    resampled by how much their potential beta * sqrt(abar) * standardised return of the predicted clean sequence has grown since the
-    parent's. These weights multiply up to the last potential, beta * standardised return, so that particles are samples of
-    p0 exp(beta R) however often they were resampled; weighting by the whole potential at every step would count the return once per
-    step. sqrt(abar), the part of their spread that predictions already show, keeps early guesses from deciding. Returns are measured in
-    the largest spread met so far, as that of particles already selected would sharpen beta. The executed sequence is drawn by the
+    particle filter (Wu et al. 2023; guidance is not corrected for, but part of the prior). A particle's potential is beta * abar *
+    standardised return of its predicted clean sequence, in the end beta * standardised return. At every step particles are resampled by
+    how much it has grown since that of their parent: these weights multiply up to the last potential, so that the result is a sample of
+    p0 exp(beta R), where weights of the whole potential would count the return once per step. abar is about the part of the spread of
+    clean sequences that their predictions show, so that early guesses do not decide. Returns are standardised by the prior's spread: that
+    with the selection undone by weights, and the largest so far, as both are estimates from below. The executed sequence is drawn by the
     last weights, in evaluation as well. Neither the policy's proposals nor the last plan take part, as neither comes from p0.
 
     Exploration adds noise of ``min_std`` to Box actions; of one-hot actions it draws from the centre.
@@ -121,7 +121,7 @@ class Diffusion:
         if self.learned:
             return {
                 "denoising": NoiseSpec("normal", (steps, num_envs, config.num_samples, config.horizon, dim)),
-                "resample": NoiseSpec("uniform", (steps, num_envs)),
+                "resample": NoiseSpec("uniform", (steps - 1, num_envs)),
                 "choice": NoiseSpec("exponential", (num_envs, config.num_samples)),
                 **shared,
             }

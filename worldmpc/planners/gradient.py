@@ -13,6 +13,7 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 """Adam's published constants."""
 
 
+@torch.no_grad()  # the gradient below is functional, and none else is wanted
 def ascend(score: Callable[[Tensor], Tensor], actions: Tensor, steps: int, lr: float) -> tuple[Tensor, Tensor]:
     """Improve action sequences by projected gradient ascent with Adam's step sizes (Kingma and Ba 2015), and return the best seen.
 

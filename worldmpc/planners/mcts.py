@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from worldmpc.config import ConfigError, PlannerConfig
+from worldmpc.functional import one_hot_argmax
 from worldmpc.noise import NoiseSpec
 from worldmpc.planners import rollout
 from worldmpc.types import Model, ModelStep, Noise, PlanResult, PlanState
@@ -39,14 +40,13 @@ class Tree(NamedTuple):
     """
 
     z: Tensor  # [M, P, E, Z]
-    step: Tensor  # [M, 2, P, E] of the step into the node: reward, and the weight of what follows, discount * cont
-    value: Tensor  # [M, P, E] by the model's terminal_value
+    step: Tensor  # [M, 3, P, E] reward of the step into the node, weight of what follows (discount * cont), first value of that
     prior: Tensor  # [M, A, E]
     child: Tensor  # [M, A, E] slots
     depth: Tensor  # [M, E]
-    bad: Tensor  # [M, E] bool, met a number that is not finite
-    closed: Tensor  # [M, E] bool, never has children: at the horizon, terminal, or bad
-    counts: Tensor  # [M, 3, E] visits, those of them that met finite numbers alone, sum of their returns from the step into the node on
+    bad: Tensor  # [M, E] bool, whether any of that was not finite
+    closed: Tensor  # [M, E] bool, never has children: at the horizon, terminal, or reached by a step that was not finite
+    counts: Tensor  # [M, 3, E] visits, those of them that met finite numbers alone, their mean return from the step into the node on
 
 
 class MCTS:
@@ -60,14 +60,16 @@ class MCTS:
     visits, ``N(s)`` those of the node, the one that made it included. ``Q`` is the mean return, normalised to [0, 1] by the least
     and the largest of the tree (MuZero, Schrittwieser et al. 2020, eq. 5), as returns have any scale. Actions not yet visited have
     the mean ``Q`` of their siblings' visits: neutral, so that a good sibling is kept and a bad one left. ``P`` is
-    ``model.action_probs`` where the model offers it, else uniform.
+    ``model.action_probs``, and the value of a node ``model.terminal_value``.
+
+    A model without the one (it has no ``action_probs``) or the other (its ``value`` is None) is searched as before AlphaZero (UCT,
+    Kocsis and Szepesvari 2006): a missing ``P`` is uniform, and the value of a node is the return of random actions from there to the
+    horizon, and of ``terminal_value`` behind it. Returns of zero values at different depths could not be compared.
 
     Nodes at depth ``planner.horizon`` and terminal ones have no children; another visit counts their value again. A simulation that
-    meets a number that is not finite counts as the least ``Q`` of the tree. Of a model with particles, returns are averaged over them;
-    noise that a model brings along for the steps of a plan is that of the first step in each.
-
-    The model is stepped ``num_simulations`` times per plan and environment (``model_evaluations``), in batches of all environments.
-    The tree is built anew in every plan: the search does not use the warm start.
+    ends with a number that is not finite counts as the least ``Q`` of the tree. Of a model with particles, returns are averaged over them;
+    noise that it brings along is used anew by each step into the tree. The tree is built anew in every plan: the search does not use
+    the warm start.
 
     Args:
         config: sizes and constants.
@@ -84,8 +86,10 @@ class MCTS:
         if not discrete:
             raise ConfigError("planner.name: mcts needs a discrete action space; use planner=mppi, cem, icem or another planner")
         self.config, self.action_dim, self.discount, self.num_q = config, action_dim, discount, num_q
-        self.model_evaluations = config.num_simulations
-        """Model steps per plan and environment."""
+
+    def model_evaluations(self, model: Model) -> int:
+        """Return how often a plan steps the model in each environment: per simulation once, or ``horizon`` times without a value."""
+        return self.config.num_simulations * (1 if _judges(model) else self.config.horizon)
 
     def init(self, num_envs: int, device: torch.device) -> PlanState:
         """Return the warm start of fresh episodes: uniform probabilities."""
@@ -94,9 +98,10 @@ class MCTS:
 
     def noise_specs(self, num_envs: int) -> dict[str, NoiseSpec]:
         """Declare the noise of one plan."""
-        each = (num_envs, self.action_dim)
+        each, simulations = (num_envs, self.action_dim), self.config.num_simulations
         return {
-            "terminal": NoiseSpec("normal", (self.config.num_simulations, *each)),
+            "terminal": NoiseSpec("normal", (simulations, *each)),
+            "playout": NoiseSpec("uniform", (simulations, self.config.horizon - 1, *each)),
             "critics": NoiseSpec("subset", (2,), self.num_q),
             "root_normal": NoiseSpec("normal", (GAMMA_TRIALS, *each)),
             "root_exponential": NoiseSpec("exponential", (GAMMA_TRIALS + 1, *each)),
@@ -118,17 +123,19 @@ class MCTS:
             explore: search with noise at the root, and sample the action.
 
         Returns:
-            ``mean`` holds shares of visits: at the root, then along the most visited path, uniform behind its end; ``value`` is the
-            mean return of the simulations.
+            ``mean`` holds shares of visits: at the root, then along the most visited path, uniform behind its end. ``value`` is the
+            mean return of the simulations, ``plan_bad`` the share of them that ended with bad numbers, ``plan_depth`` the mean depth
+            of the nodes without children.
         """
         config = self.config
         tree = self._plant(model, z)
         if explore:
-            random = dirichlet(config.dirichlet_alpha, noise["root_normal"], noise["root_exponential"])
-            tree.prior[0] = (1 - config.root_noise) * tree.prior[0] + config.root_noise * random.T
+            concentrated = dirichlet(config.dirichlet_alpha, noise["root_normal"], noise["root_exponential"])
+            tree.prior[0] = (1 - config.root_noise) * tree.prior[0] + config.root_noise * concentrated.T
         for index in range(config.num_simulations):
-            path, action = self._select(Tree(*(part[: index + 1] for part in tree)))
-            leaf = self._expand(model, tree, index + 1, path[-1:], action, noise["terminal"][index], noise["critics"])
+            path, action = self._select(tree, index + 1)
+            random = {"eps": noise["terminal"][index], "playout": noise["playout"][index], "critics": noise["critics"]}
+            leaf = self._expand(model, tree, index + 1, path[-1:], action, random)
             _backup(tree, torch.cat((path, leaf)))
 
         quality, value = _returns(tree)
@@ -161,75 +168,107 @@ class MCTS:
         (envs, dim), slots, particles = z.shape, self.config.num_simulations + 1, getattr(model, "num_particles", 1)
         latents = z.new_zeros(slots, particles, envs, dim)
         latents[0] = z
-        step = z.new_zeros(slots, 2, particles, envs, dtype=torch.float32)
+        step = z.new_zeros(slots, 3, particles, envs, dtype=torch.float32)
         prior = step.new_zeros(slots, self.action_dim, envs) + 1 / self.action_dim
         if hasattr(model, "action_probs"):
             prior[0] = _prior(model, latents[0])
         child, counts = torch.zeros_like(prior, dtype=torch.long), step.new_zeros(slots, 3, envs)
         flag = z.new_zeros(slots, envs, dtype=torch.bool)
-        return Tree(latents, step, torch.zeros_like(step[:, 0]), prior, child, torch.zeros_like(counts[:, 0]), flag, flag.clone(), counts)
+        return Tree(latents, step, prior, child, torch.zeros_like(counts[:, 0]), flag, flag.clone(), counts)
 
     def _one_hot(self, index: Tensor, like: Tensor) -> Tensor:
         """[E] -> [E, A]."""
         return (index[:, None] == torch.arange(self.action_dim, device=index.device)).to(like.dtype)
 
-    def _select(self, tree: Tree) -> tuple[Tensor, Tensor]:
+    def _select(self, tree: Tree, slots: int) -> tuple[Tensor, Tensor]:
         """Descend from the root: nodes [D, E], of which the last is where to act, and the action there [1, E].
 
         All nodes choose at once, which takes fewer operations than one choice after another along the path.
         """
+        tree = tree._replace(prior=tree.prior[:slots], child=tree.child[:slots], counts=tree.counts[:slots])
         quality, visits = _of_children(tree, _returns(tree)[0]), _of_children(tree, tree.counts[:, 0])
         tried = visits.sum(1, keepdim=True)
         unvisited = (visits * quality).sum(1, keepdim=True) / tried.clamp(min=1)
         bonus = tree.prior * (self.config.c_puct * (tried + 1).sqrt()) / (visits + 1)
         action = (torch.where(tree.child > 0, quality, unvisited) + bonus).argmax(1)
-        path = _follow(tree, action, min(len(action) - 1, self.config.horizon))
+        path = _follow(tree, action, min(slots - 1, self.config.horizon))
         return path, action.gather(0, path[-1:])
 
-    def _expand(self, model: Model, tree: Tree, slot: int, parent: Tensor, action: Tensor, eps: Tensor, critics: Tensor) -> Tensor:
+    def _expand(self, model: Model, tree: Tree, slot: int, parent: Tensor, action: Tensor, random: Noise) -> Tensor:
         """Step the model in all environments, write the new nodes to ``slot``, and return the leaves [1, E].
 
         The leaf is the new node, or the parent [1, E] itself where that is closed; then nothing leads to the slot.
         """
         _, particles, envs, dim = tree.z.shape
         z = tree.z.gather(0, parent[:, None, :, None].expand(-1, particles, -1, dim)).squeeze(0)
-        taken = self._one_hot(action.squeeze(0), z).expand(particles, -1, -1)
-        # Particles are told apart by rollouts alone, as in rollout_return.
-        step = model.step(z, taken) if particles == 1 else _last(rollout(model, z, taken[None]))
-        value = model.terminal_value(step.z, eps.expand(particles, -1, -1), critics)
-        numbers = torch.stack((step.reward, self.discount * step.cont, value))  # [3, P, E]
-        check = numbers.sum((0, 1))
+        step = _step(model, z, self._one_hot(action.squeeze(0), z))
+        depth = tree.depth.gather(0, parent).squeeze(0) + 1
+        value = self._value(model, step.z, depth, random).masked_fill(step.cont == 0, 0.0)
+        check = (step.reward + step.cont).sum(0)
         if hasattr(model, "action_probs"):
             tree.prior[slot] = _prior(model, step.z)
             check = check + tree.prior[slot].sum(0)
-        bad = ~check.isfinite()
-        numbers = numbers.masked_fill(bad, 0.0)
-        depth = tree.depth.gather(0, parent).squeeze(0) + 1
-        tree.z[slot], tree.step[slot], tree.value[slot], tree.depth[slot], tree.bad[slot] = step.z, numbers[:2], numbers[2], depth, bad
-        # A weight of 0 is that of a terminal step, or of a bad one.
-        tree.closed[slot] = (depth >= self.config.horizon) | (numbers[1] == 0).all(0)
+        broken, bad = (~torch.stack((check, check + value.sum(0))).isfinite()).unbind()
+        reward, weight = torch.stack((step.reward, self.discount * step.cont)).masked_fill(broken, 0.0)
+        tree.step[slot] = torch.stack((reward, weight, value.masked_fill(bad, 0.0)))
+        tree.z[slot], tree.depth[slot], tree.bad[slot] = step.z, depth, bad
+        tree.closed[slot] = (depth >= self.config.horizon) | (weight == 0).all(0)  # terminal, or broken
         expanded = ~tree.closed.gather(0, parent)
-        tree.child.view(-1, envs).scatter_(0, parent * self.action_dim + action, slot * expanded)
+        tree.child.view(-1, envs).scatter_add_(0, parent * self.action_dim + action, slot * expanded)  # to 0: there was no child
         return torch.where(expanded, slot, parent)
+
+    def _value(self, model: Model, z: Tensor, depth: Tensor, random: Noise) -> Tensor:
+        """Value of new nodes [P, E, Z] at a depth [E], by the model or by a playout to the horizon: [P, E]."""
+        eps, critics, playout = random["eps"].expand(*z.shape[:2], -1), random["critics"], random["playout"]
+        if _judges(model) or not len(playout):
+            return model.terminal_value(z, eps, critics)
+        steps = _imagine(model, z, one_hot_argmax(playout).to(z.dtype))
+        left = (self.config.horizon - depth).clamp(min=0).long()  # of the H - 1 steps, those to the horizon
+        last = steps.z.gather(0, left[None, None, :, None].expand(1, *z.shape)).squeeze(0)
+        taken = (torch.arange(len(playout), device=z.device)[:, None] < left)[:, None]
+        value = model.terminal_value(last, eps, critics)
+        return _discounted(steps.reward, self.discount * steps.cont, taken, value)[0]
+
+
+def _judges(model: Any) -> bool:
+    """Return whether the model has what search without playouts needs: a policy prior and a value."""
+    return hasattr(model, "action_probs") and getattr(model, "value", True) is not None
+
+
+def _step(model: Model, z: Tensor, action: Tensor) -> ModelStep:
+    """Step the model, its particles apart: [P, E, Z], [E, A] -> z [P, E, Z], reward [P, E], cont [P, E]."""
+    if len(z) == 1:
+        return model.step(z, action[None])
+    return ModelStep(*(part[-1] for part in _imagine(model, z, action[None])))
+
+
+def _imagine(model: Model, z: Tensor, actions: Tensor) -> ModelStep:
+    """Imagine sequences as in :func:`rollout_return`: [P, E, Z], [D, E, A] -> z [D+1, P, E, Z], reward [D, P, E], cont [D, P, E]."""
+    if len(z) == 1:
+        steps = rollout(model, z[0], actions)
+        return ModelStep(*(part[:, None] for part in steps))
+    return rollout(model, z, actions[:, None].expand(-1, len(z), -1, -1))
+
+
+def _discounted(reward: Tensor, weight: Tensor, counts: Tensor, value: Tensor) -> list[Tensor]:
+    """Returns from every step on, of steps with [D, P, E] each, where they count, and a value [P, E] behind them."""
+    reward, weight = reward.where(counts, 0.0), weight.where(counts, 1.0)
+    returns = [value]
+    for now, later in zip(reversed(reward.unbind()), reversed(weight.unbind()), strict=True):
+        returns.append(torch.addcmul(now, later, returns[-1]))
+    return returns[:0:-1]
 
 
 def _backup(tree: Tree, path: Tensor) -> None:
     """Count a simulation in the nodes of its path [D, E], the root left out; where a node is repeated, once."""
     nodes, first = path[1:], path[1:] != path[:-1]
-    step = tree.step.gather(0, nodes[:, None, None].expand(-1, *tree.step.shape[1:]))
-    step = torch.where(first[:, None, None], step, step.new_tensor((0.0, 1.0))[:, None, None])  # [D-1, 2, P, E]
-    later = tree.value.gather(0, nodes[-1:, None].expand(-1, *tree.value.shape[1:])).squeeze(0)
-    returns = []
-    for reward, weight in reversed(step.unbind()):
-        later = torch.addcmul(reward, weight, later)
-        returns.append(later)
+    reward, weight, value = tree.step.gather(0, nodes[:, None, None].expand(-1, *tree.step.shape[1:])).unbind(1)
+    returns = torch.stack(_discounted(reward, weight, first[:, None], value[-1])).mean(1)
     finite = first & ~tree.bad.gather(0, nodes[-1:])
-    total = torch.stack(returns[::-1]).mean(1) * finite
-    tree.counts.scatter_add_(0, nodes[:, None].expand(-1, 3, -1), torch.stack((first, finite, total), 1))
-
-
-def _last(steps: ModelStep) -> ModelStep:
-    return ModelStep(steps.z[-1], steps.reward[-1], steps.cont[-1])
+    index = nodes[:, None].expand(-1, 3, -1)
+    _, known, mean = tree.counts.gather(0, index).unbind(1)
+    # A running mean, unlike a sum, leaves equal returns equal.
+    tree.counts.scatter_add_(0, index, torch.stack((first, finite, finite * (returns - mean) / (known + 1)), 1))
 
 
 def _prior(model: Any, z: Tensor) -> Tensor:
@@ -240,15 +279,15 @@ def _prior(model: Any, z: Tensor) -> Tensor:
 def _returns(tree: Tree) -> tuple[Tensor, Tensor]:
     """Mean return from the step into each node on [M, E]: normalised to [0, 1] over the tree, and as it is.
 
-    Simulations that met bad numbers count as the least mean of the others. Of slots without visits, the numbers mean nothing.
+    Simulations that ended with bad numbers count as the least mean of the others. Of slots without visits, the numbers mean nothing.
     """
-    visits, finite, total = tree.counts.unbind(1)
-    mean = total / finite  # NaN where nothing is known
-    low = mean.nan_to_num(torch.inf, torch.inf).amin(0).nan_to_num(posinf=0.0)
-    high = mean.nan_to_num(-torch.inf).amax(0)
-    value = (total + (visits - finite) * low) / visits.clamp(min=1)
+    visits, finite, mean = tree.counts.unbind(1)
+    low = mean.where(finite > 0, torch.inf).amin(0)
+    high = mean.where(finite > 0, -torch.inf).amax(0)
+    low = low.masked_fill(low == torch.inf, 0.0)
+    value = mean + (low - mean) * (visits - finite) / visits.clamp(min=1)
     # Returns that differ by rounding alone are not spread over [0, 1].
-    scale = torch.maximum(high - low, 1e-6 * low.abs()).clamp(min=1e-30)
+    scale = torch.maximum(high - low, 1e-5 * low.abs()).clamp(min=1e-30)
     return (value - low) / scale, value
 
 

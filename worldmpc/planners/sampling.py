@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
@@ -105,12 +106,11 @@ class SamplingPlanner:
         proposals = self._proposals(model, z, noise)
         mean, std = space.start(state.mean.transpose(0, 1))  # [H, E, A]
         elites = state.elites.permute(2, 0, 1, 3)  # [H, E, kept, A]
-        best, best_value = mean, torch.full_like(mean[0, :, 0], WORST)
-        bad = []
+        bad, tops = [], []
         for iteration, size in enumerate(self.sizes):
             fresh = self._samples(mean, std, noise["samples"][iteration], elites, iteration)
             actions = torch.cat((proposals, fresh), 2)  # [H, E, S, A]
-            starts, eps = z[:, None].expand(-1, size, -1), noise["terminal"][iteration, :, :size]
+            starts, eps = z[:, None].expand(-1, size, -1), _first(noise["terminal"][iteration], 1, size)
             returns = rollout_return(model, starts, actions, self.discount, eps, noise["critics"][iteration])
             bad.append(~returns.isfinite())
             elite_value, index = returns.masked_fill(bad[-1], WORST).topk(config.num_elites, dim=1)  # [E, elites], best first
@@ -120,13 +120,15 @@ class SamplingPlanner:
             weight = score[None, :, :, None] / (score.sum(1)[:, None, None] + 1e-9)
             mean, std = space.refit(elites, weight, mean, std, config.momentum if rule.momentum else 0.0)
             if rule.execute == "best":
-                best, best_value = better(elites[:, :, 0], elite_value[:, 0], best, best_value)
+                tops.append((elites[:, :, 0], elite_value[:, 0]))
         if rule.execute == "draw":
             chosen = (score / noise["elite"]).argmax(1, keepdim=True)  # Gumbel-max over log(score), written without the log
             best = elites.gather(2, chosen[None, :, :, None].expand(config.horizon, -1, -1, self.action_dim)).squeeze(2)
             best_value = elite_value.gather(1, chosen).squeeze(1)
         elif rule.execute == "mean":
             best, best_value = space.mode(mean), elite_value[:, 0]
+        else:
+            best, best_value = functools.reduce(lambda former, top: better(*top, *former), tops)
         if config.gradient_steps:
             best, best_value, mean = self._climb(model, z, best, mean, noise)
         action = space.explore(best[0], mean[0], std[0], noise["action"]) if explore else best[0]
@@ -137,7 +139,7 @@ class SamplingPlanner:
             mean=mean,
             std=std,
             value=best_value,
-            state=PlanState(_shifted(mean, space.rest), _shifted(elites[:, :, : self.num_kept].permute(1, 2, 0, 3), ABSENT)),
+            state=PlanState(_shifted(mean, space.rest), self._kept(elites) if rule.keeps else state.elites),
             metrics={"plan_std": std[:, 0].mean(), "plan_bad": torch.cat(bad, 1).float().mean()},
         )
 
@@ -171,7 +173,7 @@ class SamplingPlanner:
     def _samples(self, mean: Tensor, std: Tensor, eps: Tensor, elites: Tensor, iteration: int) -> Tensor:
         """Return candidates beside the proposals: [H, E, A], [H, E, A], [H, E, n, A], [H, E, elites, A] -> [H, E, S - P, A]."""
         rule, last = self.rule, self.rule.keeps and iteration == self.iterations - 1
-        eps = eps[:, :, : self.sizes[iteration] - self.num_pi - last]
+        eps = _first(eps, 2, self.sizes[iteration] - self.num_pi - last)
         if rule.noise == "uniform":
             return self.space.uniform(eps)
         if rule.noise == "coloured":
@@ -182,6 +184,10 @@ class SamplingPlanner:
         kept = elites[:, :, : self.num_kept]
         parts = [kept.where(kept.isfinite(), fresh[:, :, : self.num_kept]), fresh[:, :, self.num_kept :]]
         return torch.cat((*parts, self.space.mode(mean)[:, :, None]) if last else parts, 2)
+
+    def _kept(self, elites: Tensor) -> Tensor:
+        """Candidates of the next plan: [H, E, elites, A] -> [E, kept, H, A]."""
+        return _shifted(elites[:, :, : self.num_kept].permute(1, 2, 0, 3), ABSENT)
 
     def _weights(self, values: Tensor) -> Tensor:
         """Weights of elites: [E, elites] -> [E, elites]."""
@@ -205,6 +211,11 @@ def MPPI(  # noqa: N802 - the planner's name
 ) -> SamplingPlanner:
     """Return the planner that TD-MPC2 published, whatever ``config.name`` is."""
     return SamplingPlanner(dataclasses.replace(config, name="mppi"), action_dim, discount, num_q, discrete)
+
+
+def _first(noise: Tensor, dim: int, count: int) -> Tensor:
+    """Return the first entries along a dimension, at no cost where these are all."""
+    return noise if noise.shape[dim] == count else noise.narrow(dim, 0, count)
 
 
 def _shifted(sequences: Tensor, rest: float) -> Tensor:
