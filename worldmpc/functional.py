@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from worldmpc.config import ConfigError
-from worldmpc.models.heads import one_hot_argmax as one_hot_argmax
 
 TreeT = TypeVar("TreeT")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])

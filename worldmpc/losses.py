@@ -180,9 +180,7 @@ def _between(ordered: Tensor, place: float) -> Tensor:
     return torch.lerp(ordered[lower], ordered[min(lower + 1, len(ordered) - 1)], place - lower)
 
 
-def behaviour_targets(
-    batch: TransitionBatch, advantage: Tensor, kind: Literal["bc", "awr"], temperature: float
-) -> tuple[Tensor, Tensor]:
+def behaviour_targets(batch: TransitionBatch, advantage: Tensor, kind: Literal["bc", "awr"], temperature: float) -> tuple[Tensor, Tensor]:
     """Return what a policy should imitate: actions [B, A] and their weights [B].
 
     ``bc``: the mean of the plan (of one-hot actions its probabilities), where there was a plan. ``awr``: the action that was taken,

@@ -183,8 +183,8 @@ class Model(Protocol):
     A model may offer more, which is used where it is there: ``next`` (the next latent alone), ``rollout`` (whole sequences),
     ``fast_returns`` and ``fast_proposals`` (see :mod:`worldmpc.planners`), ``num_particles`` (imagined copies of every candidate,
     over which returns are averaged; its ``rollout``, or its ``step`` where it has none, gets them as the first dimension),
-    ``action_probs`` (the policy prior's
-    probabilities of one-hot actions, [..., Z] -> [..., A]) and ``trajectory`` (a learned prior over action sequences).
+    ``action_probs`` (the policy prior's probabilities of one-hot actions, [..., Z] -> [..., A]), ``trajectory`` (a learned prior over
+    action sequences), and ``value``, which is None where the terminal value is 0 for want of one.
     """
 
     def encode(self, obs: Tensor) -> Tensor:
@@ -231,8 +231,11 @@ class Agent(Protocol):
     discount: float
     model: Any
     """The torch module that holds all its networks."""
-    modes: tuple[Mode, ...]
-    """How it can act."""
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """How it can act."""
+        ...
 
     def make_source(self, num_envs: int, generator: torch.Generator) -> DataSource:
         """Return what it learns from: where transitions go and batches come from; ``generator`` is the CPU stream of sampling."""

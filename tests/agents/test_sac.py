@@ -168,23 +168,23 @@ def bandit(spec, reward, updates, **overrides):
     """Train on one state, where episodes end with the first action."""
     base = {"optim.lr": 1e-2, "sac.hidden": (32,), "sac.tau": 1.0}
     agent, generator = make(spec, **{**base, **overrides}), torch.Generator().manual_seed(0)
-    nothing = torch.zeros(64, 3)
+    nothing = torch.zeros(32, 3)
     for _ in range(updates):
-        action = random_actions(spec, 64, generator)
-        agent.update(TransitionBatch(nothing, action, reward(action), nothing, torch.ones(64), torch.full((64,), 0.9)))
+        action = random_actions(spec, 32, generator)
+        agent.update(TransitionBatch(nothing, action, reward(action), nothing, torch.ones(32), torch.full((32,), 0.9)))
     return agent
 
 
 def test_a_discrete_bandit_ends_at_the_softmax_of_its_rewards():
     """The policy of maximum entropy at temperature 0.5 is softmax(rewards / 0.5)."""
     rewards = torch.tensor([1.0, 0.0, 0.5, -1.0])
-    agent = bandit(DISCRETE, lambda action: action @ rewards, 400, **{"sac.alpha": 0.5})
+    agent = bandit(DISCRETE, lambda action: action @ rewards, 300, **{"sac.alpha": 0.5})
     assert_close(agent.actor(torch.zeros(3)).softmax(-1), (rewards / 0.5).softmax(-1), atol=0.03, rtol=0)
 
 
 def test_a_discrete_bandit_reaches_its_target_entropy():
     rewards = torch.tensor([1.0, 0.0, 0.5, -1.0])
-    agent = bandit(DISCRETE, lambda action: action @ rewards, 800, **{"sac.alpha_init": 0.2})
+    agent = bandit(DISCRETE, lambda action: action @ rewards, 400, **{"sac.alpha_init": 0.2})
     log_probs = agent.actor(torch.zeros(3)).log_softmax(-1)
     assert_close(-(log_probs.exp() * log_probs).sum().item(), 0.5 * math.log(4), atol=0.05, rtol=0)
 
@@ -192,7 +192,7 @@ def test_a_discrete_bandit_reaches_its_target_entropy():
 def test_a_box_bandit_finds_its_best_action():
     """-(a - b)**2 with b = (0.3, -0.6): the mean goes there, and its spread is that of entropy's price."""
     best = torch.tensor([0.3, -0.6])
-    agent = bandit(BOX, lambda action: -(action - best).square().sum(-1), 500, **{"sac.alpha": 0.01})
+    agent = bandit(BOX, lambda action: -(action - best).square().sum(-1), 400, **{"sac.alpha": 0.01})
     assert_close(agent.act((), torch.zeros(1, 3), "eval").action[0], best, atol=0.1, rtol=0)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from worldmpc.models.trajectory import TrajectoryModel, cosine_alpha_bar, one_hot_max, return_weights
+from worldmpc.models.heads import one_hot_argmax
+from worldmpc.models.trajectory import TrajectoryModel, cosine_alpha_bar, return_weights
 from worldmpc.noise import NoiseStream
 
 
@@ -243,4 +244,4 @@ def test_guidance_of_choices_goes_straight_through():
         return (actions * value).sum((-2, -1))
 
     assert_close(model.ascent(clean, worth), (value / 2).expand(4, 1, 3))
-    assert_close(model.decode(clean), one_hot_max(clean))
+    assert_close(model.decode(clean), one_hot_argmax(clean))

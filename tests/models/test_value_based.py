@@ -87,7 +87,7 @@ def test_gaussian_actor():
     """Bounded, deterministic in its noise, the mean without noise, and its density is that of the change of variables."""
     actor, obs, eps = ready(GaussianActor(4, 2, (16,))), 10 * torch.randn(50, 4), torch.randn(50, 2)
     sample = actor(obs, eps)
-    assert sample.action.abs().max() <= 1 and LOG_STD_MIN <= sample.log_std.min() and sample.log_std.max() <= LOG_STD_MAX
+    assert sample.action.abs().max() <= 1 and sample.log_std.min() >= LOG_STD_MIN and sample.log_std.max() <= LOG_STD_MAX
     assert_close(actor(obs, torch.zeros(50, 2)).action, sample.mean)
     gaussian = torch.distributions.Normal(sample.mean.atanh(), sample.log_std.exp())
     raw = sample.mean.atanh() + eps * sample.log_std.exp()

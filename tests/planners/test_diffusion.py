@@ -8,7 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from worldmpc.config import ConfigError, ModelConfig, PlannerConfig
-from worldmpc.models.trajectory import TrajectoryModel, one_hot_max
+from worldmpc.models.heads import one_hot_argmax
+from worldmpc.models.trajectory import TrajectoryModel
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseStream
 from worldmpc.planners import make_planner, propose, rollout_return
@@ -41,7 +42,7 @@ class PaidChoice(Paid):
     """The same with a policy of one-hot actions."""
 
     def propose(self, z, eps):
-        return one_hot_max(eps)
+        return one_hot_argmax(eps)
 
 
 def quadratic(z, action):

@@ -462,8 +462,10 @@ def test_particles_are_averaged_after_the_search():
             cont = torch.tensor([0.0, 1.0])[:, None].expand(len(actions), *z.shape[:-1])
             return ModelStep(z.expand(len(actions) + 1, *z.shape), reward, cont)
 
-    plan = run(make(1, discount=1.0, horizon=4, num_simulations=3), Twins(), torch.zeros(2, 1))
+    planner = make(1, discount=1.0, horizon=4, num_simulations=3)
+    plan = run(planner, Twins(), torch.zeros(2, 1))
     assert_close(plan.value, torch.full((2,), (1 + 4 * 3) / 2))
+    assert planner.model_evaluations(Twins()) == 3 * 4 * 2
 
 
 def test_values_without_a_model_of_them_are_returns_to_the_horizon():

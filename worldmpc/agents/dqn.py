@@ -14,7 +14,7 @@ from worldmpc.agents.common import Streams, discount_of, vector_dim
 from worldmpc.agents.descent import Descent, require_actions, transition_source
 from worldmpc.config import RunConfig
 from worldmpc.data.source import ReplaySource
-from worldmpc.functional import one_hot_argmax
+from worldmpc.models.heads import one_hot_argmax
 from worldmpc.models.value_based import QNetwork, initialise, polyak, target_of
 from worldmpc.noise import NoiseSpec
 from worldmpc.types import ActOutput, EnvSpec, Metrics, Mode, TransitionBatch

@@ -127,6 +127,10 @@ def _check_planner(config: RunConfig) -> None:
         raise ConfigError("planner.guidance: guides the denoising of a learned prior; use planner.prior=learned, or guidance=0")
     if planner.prior == "learned" and planner.name != "diffusion":
         raise ConfigError(f"planner.prior: planner={planner.name} has no place for a learned prior; use planner=diffusion")
+    if planner.name == "mcts" and config.compile:
+        raise ConfigError("compile: the searches of mcts would be unrolled one by one, which takes minutes; use compile=false")
+    if planner.gradient_steps and config.agent == "mpc" and config.dynamics.name == "simulator":
+        raise ConfigError("planner.gradient_steps: a simulator has no gradient; use gradient_steps=0, or dynamics=analytic")
     if planner.gradient_steps and planner.name == "mcts":
         raise ConfigError("planner.gradient_steps: mcts has no continuous plan to refine; use gradient_steps=0, or another planner")
 

@@ -25,7 +25,7 @@ class ReplaySource:
         seed_decisions: int,
         generator: torch.Generator,
         convert: Callable[[SequenceBatch], Batch] | None = None,
-        draw: Callable[[], Batch] | None = None,
+        draw: Callable[[], Any] | None = None,
     ) -> None:
         """Wrap a replay.
 
@@ -93,7 +93,7 @@ class ReplaySource:
             return 0
         return max(0, self._worth(self.decisions) - self.updates - self.forgone)
 
-    def next(self) -> Batch:
+    def next(self) -> Any:
         """Return the batch of the next update, windows [T, B, ...] unless converted, and count it as done.
 
         Raises:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from worldmpc.noise import derive_seed
+from worldmpc.models.heads import one_hot_argmax
+from worldmpc.noise import derive_seed, gumbel
 
 
 class Gaussian(NamedTuple):
@@ -48,14 +49,11 @@ class Categorical(NamedTuple):
     @property
     def mode(self) -> Tensor:
         """Most likely choice: [..., A]."""
-        return _one_hot(self.log_probs)
+        return one_hot_argmax(self.log_probs)
 
     def sample(self, eps: Tensor) -> Tensor:
-        """Turn standard normal noise into choices: [..., A] -> [..., A].
-
-        ``-log(-log u)`` is Gumbel noise where ``u = Phi(eps)`` is uniform, and the largest of ``log p + Gumbel`` is a sample of ``p``.
-        """
-        return _one_hot(self.log_probs - torch.log(-torch.special.log_ndtr(eps)))
+        """Turn standard normal noise into choices: [..., A] -> [..., A]."""
+        return one_hot_argmax(self.log_probs + gumbel(eps))
 
     def log_prob(self, action: Tensor) -> Tensor:
         """[..., A] -> [...]."""
@@ -191,7 +189,3 @@ def _orthogonal(module: nn.Module, gain: float, generator: torch.Generator) -> N
         nn.init.orthogonal_(layer.weight, gain if layer is layers[-1] else math.sqrt(2), generator=generator)
         assert layer.bias is not None
         layer.bias.zero_()
-
-
-def _one_hot(scores: Tensor) -> Tensor:
-    return F.one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from worldmpc.models.heads import one_hot_argmax
 from worldmpc.models.nets import MLP, init_weights
 from worldmpc.models.two_hot import symlog
 from worldmpc.noise import NoiseSpec, derive_seed
@@ -34,11 +35,6 @@ def cosine_alpha_bar(steps: int) -> list[float]:
     for step in range(steps):
         alpha_bar.append(alpha_bar[-1] * max(curve(step + 1) / curve(step), 1e-3))
     return alpha_bar
-
-
-def one_hot_max(x: Tensor) -> Tensor:
-    """One-hot vector of the largest entry: [..., A] -> [..., A]."""
-    return (torch.arange(x.shape[-1], device=x.device) == x.argmax(-1, keepdim=True)).to(x.dtype)  # scatter has no rule under vmap
 
 
 def return_weights(returns: Tensor, temperature: float) -> Tensor:
@@ -190,7 +186,7 @@ class TrajectoryModel(nn.Module):
         def total(x: Tensor) -> Tensor:
             actions = (x + 1) / 2 if self.discrete else x
             if self.discrete:
-                actions = actions + (one_hot_max(actions) - actions).detach()
+                actions = actions + (one_hot_argmax(actions) - actions).detach()
             return guidance_fn(actions).sum()
 
         return torch.func.grad(total)(clean).nan_to_num(0.0, 0.0, 0.0)
@@ -201,7 +197,7 @@ class TrajectoryModel(nn.Module):
 
     def decode(self, clean: Tensor) -> Tensor:
         """Clean sequences as actions: [..., A] -> [..., A]."""
-        return one_hot_max(clean) if self.discrete else clean
+        return one_hot_argmax(clean) if self.discrete else clean
 
     def _predict(self, network: MLP, x: Tensor, z: Tensor, time: Tensor) -> Tensor:
         given = torch.cat((symlog(z), time.expand(*z.shape[:-1], -1)), -1).expand(*x.shape[:-2], -1)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from worldmpc.config import ConfigError, PlannerConfig
-from worldmpc.models.trajectory import UNGUIDED_STEPS, GuidanceFn, TrajectoryModel, one_hot_max
+from worldmpc.models.heads import one_hot_argmax
+from worldmpc.models.trajectory import UNGUIDED_STEPS, GuidanceFn, TrajectoryModel
 from worldmpc.noise import NoiseSpec, gumbel
 from worldmpc.planners import propose, rollout_return
 from worldmpc.planners.rules import WORST
@@ -156,12 +157,12 @@ class Diffusion:
             elite = actions[0].gather(1, chosen[:, :, None].expand(-1, -1, self.action_dim)).squeeze(1)
             value = returns.gather(1, chosen).squeeze(1)
         else:
-            elite, value = one_hot_max(mean[0]) if self.discrete else mean[0], (weight * returns).sum(1)
+            elite, value = one_hot_argmax(mean[0]) if self.discrete else mean[0], (weight * returns).sum(1)
         action = elite
         if explore and not self.discrete:
             action = (elite + self.config.min_std * noise["action"]).clamp(-1, 1)
         elif explore and not self.learned:
-            action = one_hot_max(mean[0].log() + gumbel(noise["action"]))
+            action = one_hot_argmax(mean[0].log() + gumbel(noise["action"]))
         mean, std = mean.transpose(0, 1).contiguous(), std.transpose(0, 1).contiguous()
         return PlanResult(
             action=action,
@@ -184,7 +185,7 @@ class Diffusion:
         centre, shares = state.mean.transpose(0, 1), []
         for step, sigma in enumerate(self.sigmas):
             fresh = centre[:, :, None] + sigma * noise["samples"][step]
-            actions = torch.cat((proposals, one_hot_max(fresh) if self.discrete else fresh.clamp(-1, 1)), 2)  # [H, E, S, A]
+            actions = torch.cat((proposals, one_hot_argmax(fresh) if self.discrete else fresh.clamp(-1, 1)), 2)  # [H, E, S, A]
             returns = self._returns(model, z, actions, noise, step)
             finite = returns.isfinite()
             logits = self.config.beta * standardise(returns, *moments(returns, finite.float()))

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from worldmpc.functional import one_hot_argmax
+from worldmpc.models.heads import one_hot_argmax
 from worldmpc.noise import gumbel
 
 

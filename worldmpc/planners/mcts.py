@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worldmpc.config import ConfigError, PlannerConfig
-from worldmpc.functional import one_hot_argmax
+from worldmpc.models.heads import one_hot_argmax
 from worldmpc.noise import NoiseSpec
 from worldmpc.planners import rollout
 from worldmpc.types import Model, ModelStep, Noise, PlanResult, PlanState
@@ -88,8 +88,11 @@ class MCTS:
         self.config, self.action_dim, self.discount, self.num_q = config, action_dim, discount, num_q
 
     def model_evaluations(self, model: Model) -> int:
-        """Return how often a plan steps the model in each environment: per simulation once, or ``horizon`` times without a value."""
-        return self.config.num_simulations * (1 if _judges(model) else self.config.horizon)
+        """Return the model steps that one plan of one environment imagines: per simulation 1, or ``horizon`` with playouts.
+
+        Those of all particles count. A simulation that ends in a node without children steps as well, and drops the result.
+        """
+        return self.config.num_simulations * getattr(model, "num_particles", 1) * (1 if _judges(model) else self.config.horizon)
 
     def init(self, num_envs: int, device: torch.device) -> PlanState:
         """Return the warm start of fresh episodes: uniform probabilities."""

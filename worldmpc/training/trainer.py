@@ -12,7 +12,8 @@ from torch import Tensor
 
 from worldmpc.envs import EnvError
 from worldmpc.envs.vector import VecEnv
-from worldmpc.functional import one_hot_argmax, tree_fill, tree_tensors, tree_where
+from worldmpc.functional import tree_fill, tree_tensors, tree_where
+from worldmpc.models.heads import one_hot_argmax
 from worldmpc.noise import NoiseSpec, NoiseStream
 from worldmpc.types import ActOutput, Agent, DataSource, EnvStep, Metrics, Transition
 
