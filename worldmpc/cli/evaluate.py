@@ -12,7 +12,7 @@ from rich.table import Table
 
 from worldmpc.cli.output import console_for, say, write_json
 from worldmpc.cli.text import EVALUATE
-from worldmpc.cli.words import override_values, split_words
+from worldmpc.cli.words import expand_names, override_values, split_words
 from worldmpc.config import ConfigError, RunConfig, nest, network_width, plans
 from worldmpc.envs import canonical_task, make_envs
 from worldmpc.noise import derive_seed
@@ -31,7 +31,7 @@ ALLOWED = ("planner.", "env.", "compile")
 
 def evaluate(words: list[str]) -> int:
     """Play episodes, print a table, and return the exit status."""
-    options, rest = split_words(words, EVALUATE)
+    options, rest = split_words(expand_names(words), EVALUATE)
     if options["checkpoint"] is None and rest and "=" not in rest[0] and not rest[0].startswith("-"):
         options["checkpoint"] = rest.pop(0)
     for word in rest:

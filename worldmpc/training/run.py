@@ -126,16 +126,16 @@ class _Run:
 
     def __init__(self, stack: ExitStack, config: RunConfig, task: Task, device: str, extra_hooks: tuple[Any, ...], *, show: bool) -> None:
         """Prepare the run, from its checkpoint where it goes on; ``show`` False leaves the console to another one."""
-        # Environments first: a task that cannot be made leaves no folder, and workers do not inherit the lock.
+        # Environments and agent first: what cannot be made leaves no folder, and workers do not inherit the lock.
         envs = stack.enter_context(make_envs(task, config.env, seed=config.seed))
         if not isinstance(task, str):
             config = dataclasses.replace(config, task=envs.spec.name)
         eval_envs = stack.enter_context(_eval_envs(task, config, envs.spec))
+        self.state = make_state(make_agent(config, envs.spec, device), envs)
         self.folder, self.checkpoint = choose_folder(config)
         stack.enter_context(lock(self.folder))
         self.config, self.task = config, task
         self.total = math.ceil(config.steps / envs.spec.action_repeat)
-        self.state = make_state(make_agent(config, envs.spec, device), envs)
         console = None if show else Console(file=io.StringIO())
         self.logger = stack.enter_context(
             RunLogger(self.folder, config.log, total_env_steps=self.total * envs.spec.action_repeat, console=console)
