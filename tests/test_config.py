@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
 import pytest
 
-from worldmpc.config import ConfigError, RunConfig, flat_fields, lookup, make_config, validate
+from worldmpc.config import (
+    AGENTS,
+    PRESETS,
+    TUNED,
+    ConfigError,
+    RunConfig,
+    flat_fields,
+    lookup,
+    make_config,
+    merge,
+    network_width,
+    plans,
+    validate,
+)
 
 FLOATS = [name for name, _ in flat_fields() if isinstance(lookup(RunConfig(), name), float)]
 
@@ -43,3 +57,45 @@ def test_values_at_the_edge() -> None:
     assert validate(config) == config
     assert make_config(**{"optim.schedule": "warmup", "optim.warmup_updates": 1}).optim.warmup_updates == 1
     assert validate(dataclasses.replace(config, device="mps")).device == "mps"
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_agent_survives_plain_data(agent: str, preset: str) -> None:
+    """Also through JSON, which knows lists and no tuples."""
+    config = make_config(preset, agent=agent)
+    assert RunConfig.from_dict(config.to_dict()) == config == RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+
+
+def test_tuned_settings_are_settings() -> None:
+    for agent, tasks in TUNED.items():
+        for task in tasks:
+            assert make_config("tuned", agent=agent, task=task).task == task
+
+
+def test_a_section_may_be_given_by_its_name() -> None:
+    by_name = make_config(agent="mpc", planner="mppi", **{"planner.horizon": 9})
+    assert by_name == make_config(agent="mpc", **{"planner.horizon": 9, "planner.name": "mppi"})
+    assert by_name.planner.num_pi_trajs == 0  # the agent's own defaults stay
+    assert make_config(planner={"horizon": 4}).planner.horizon == 4
+    with pytest.raises(ConfigError, match="planner.name: expected one of mppi"):
+        make_config(planner="mpi")
+    with pytest.raises(ConfigError, match="^env: expected keys below it, as in env.<key>=<value>, got 'async'"):
+        make_config(env="async")
+    with pytest.raises(ConfigError, match="^agent: unknown agent 'ddpg'; one of tdmpc2, mpc"):
+        make_config(agent="ddpg")
+
+
+def test_merging_changes_neither_side() -> None:
+    base, over = {"a": {"x": 1}, "planner": {"horizon": 3}}, {"a": {"y": 2}, "planner": "cem"}
+    assert merge(base, over) == {"a": {"x": 1, "y": 2}, "planner": {"horizon": 3, "name": "cem"}}
+    assert merge(over, base) == {"a": {"x": 1, "y": 2}, "planner": {"horizon": 3, "name": "cem"}}
+    assert base == {"a": {"x": 1}, "planner": {"horizon": 3}} and over == {"a": {"y": 2}, "planner": "cem"}
+
+
+@pytest.mark.parametrize(
+    ("agent", "expected"), [("tdmpc2", 512), ("dqn", 256), ("ppo", 64), ("sac", 256), ("td3", 256), ("mbmpc", 200), ("mpc", 200)]
+)
+def test_width_of_networks(agent: str, expected: int) -> None:
+    assert network_width(make_config(agent=agent)) == expected
+    assert plans(make_config(agent=agent)) == (agent in ("tdmpc2", "mbmpc", "mpc"))

@@ -386,3 +386,22 @@ def test_storage_device_is_checked(device: str) -> None:
     """By the name of its own key."""
     with pytest.raises(ConfigError, match="^replay.storage_device: expected auto, cpu, cuda, cuda:<index> or mps"):
         Replay(10, 1, (3,), 2, 3, storage_device=device)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("steps", [5, 9, 40])
+def test_all_transitions(num_envs: int, steps: int) -> None:
+    """Every stored step once with what followed it, also across the end of the ring, and never across the end of an episode."""
+    replay = Replay(12 * num_envs, num_envs, (2,), 1, 2)
+    for time in range(steps):
+        now, done = torch.arange(num_envs) * 1000.0 + time, time % 7 == 6
+        obs, flag = torch.stack((now, torch.full_like(now, float(time // 7))), 1), torch.zeros(num_envs, dtype=torch.bool)
+        following = obs + torch.tensor([1.0, 0.0])
+        replay.add(Transition(obs, now[:, None], 2 * now, flag | done, flag, following, ~flag))
+    everything = replay.transitions(0.9)
+    assert len(everything.obs) == len(replay) and everything.obs[:, 0].unique().numel() == len(replay)
+    torch.testing.assert_close(everything.next_obs, everything.obs + torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(everything.reward, 2 * everything.action[:, 0])
+    assert torch.equal(everything.terminated, (everything.obs[:, 0] % 1000 % 7 == 6).float()) and set(everything.discount.tolist()) <= {
+        float(torch.tensor(0.9))
+    }

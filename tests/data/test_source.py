@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldmpc.config import ConfigError
-from worldmpc.data import Replay, ReplaySource
+from worldmpc.data import NoSource, Replay, ReplaySource
 from worldmpc.types import DataSource, Transition
 
 
@@ -96,3 +96,39 @@ def test_values_out_of_range_are_refused(options: dict, words: str) -> None:
     values = {"batch_size": 8, "utd": 1.0, "seed_decisions": 0, **options}
     with pytest.raises(ConfigError, match=words):
         ReplaySource(make().replay, generator=torch.Generator(), **values)
+
+
+def test_nothing_to_learn_from_counts_decisions():
+    source = NoSource()
+    assert isinstance(source, NoSource) and source.ready() == 0
+    for number in range(4):
+        source.observe(step(3, float(number)))
+    other = NoSource()
+    other.load_state_dict(source.state_dict())
+    assert other.decisions == source.decisions == 12 and source.ready() == 0 and source.data_state() == {}
+    with pytest.raises(RuntimeError, match="learns nothing"):
+        source.next()
+
+
+def test_batches_may_be_converted_or_drawn_otherwise():
+    plain = make()
+    converted = make()
+    converted.convert = lambda windows: windows.reward.sum()  # type: ignore[assignment,return-value]
+    drawn = ReplaySource(plain.replay, 8, 0.25, 8, torch.Generator(), draw=lambda: "everything")
+    for number in range(20):
+        for source in (plain, converted):
+            source.observe(step(number=float(number)))
+        drawn.decisions += 1
+    assert float(converted.next()) == float(plain.next().reward.sum())  # type: ignore[arg-type]
+    assert drawn.ready() == 5 and drawn.next() == "everything" and drawn.ready() == 4
+
+
+def test_state_of_the_data_comes_back():
+    one, other = make(), make()
+    for number in range(30):
+        one.observe(step(number=float(number), done=number == 12))
+    other.load_data(one.data_state())
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one.next().obs, other.next().obs) and one.describe() == other.describe()
+    other.load_data(None)
+    assert other.resume_at == 40  # acts for another seed phase first

@@ -99,11 +99,13 @@ class ReplaySource:
         Raises:
             RuntimeError: the replay has no window yet.
         """
+        if self.draw is None:
+            batch = self.replay.sample(torch.rand(self.batch_size, dtype=torch.float64, generator=self.generator))
+            batch = batch if self.convert is None else self.convert(batch)
+        else:
+            batch = self.draw()
         self.updates += 1
-        if self.draw is not None:
-            return self.draw()
-        batch = self.replay.sample(torch.rand(self.batch_size, dtype=torch.float64, generator=self.generator))
-        return batch if self.convert is None else self.convert(batch)
+        return batch
 
     def describe(self) -> str:
         """Return one line: what the replay holds and where."""
