@@ -123,9 +123,19 @@ def test_state_continues_exactly(dueling):
     resumed.load_state_dict(agent.state_dict())
     for one in (agent, resumed):
         one.last = [one.update(make_batch(seed=seed)) for seed in (5, 6)]
-    assert differences(agent.state_dict(), resumed.state_dict()) == [] and agent.explored == 6
+    assert differences(agent.state_dict(), resumed.state_dict()) == [] and agent.explored == resumed.explored == 6
     assert differences(agent.last[1], resumed.last[1]) == []
     assert torch.equal(agent.act((), obs, "explore").action, resumed.act((), obs, "explore").action)
+
+
+def test_the_learning_rate_follows_its_schedule():
+    """Half of the way down after half of the updates, down at the end."""
+    overrides = {"optim.lr": 0.1, "optim.schedule": "cosine", "optim.final_lr_scale": 0.2}
+    agent, seen = DQN(make_config("debug", agent="dqn", **overrides), SPEC, total_updates=4), []
+    for seed in range(5):
+        agent.update(make_batch(seed=seed))
+        seen.append(agent.descent.optimizers["q"].lrs[0].item())
+    assert_close(torch.tensor(seen)[[0, 2, 4]], torch.tensor([0.1, 0.06, 0.02]))
 
 
 def test_seeds_decide_everything():

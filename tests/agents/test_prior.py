@@ -7,10 +7,12 @@ import dataclasses
 import pytest
 import torch
 
+import worldmpc
 from tests.trees import leaves
 from worldmpc.agents import make_agent
 from worldmpc.config import ConfigError, make_config
 from worldmpc.envs import make_envs
+from worldmpc.training.restore import load_agent
 from worldmpc.training.trainer import make_state, train
 
 DIFFUSION = {"planner.name": "diffusion", "planner.prior": "learned", "planner.num_samples": 16}
@@ -92,3 +94,20 @@ def test_a_plan_needs_the_prior_in_the_model():
         agent.model.trajectory = None
         with pytest.raises(ConfigError, match="planner.prior"):
             agent.act(agent.init_carry(2), envs.reset(), "eval")
+
+
+@pytest.mark.parametrize("agent", ["tdmpc2", "mbmpc"])
+def test_what_was_trained_with_a_prior_can_plan_without(agent, tmp_path):
+    state = trained(agent, "toy/pointmass", **DIFFUSION)
+    worldmpc.save(state.agent, tmp_path / "agent")
+    other, config = load_agent(tmp_path / "agent", overrides={"planner": {"name": "cem", "prior": "none"}})
+    assert other.prior is None and config.planner.name == "cem"
+    assert len(worldmpc.evaluate(other, episodes=1).returns) == 1
+    again, _ = load_agent(tmp_path / "agent", overrides={"planner": {"iterations": 1}})
+    ours, theirs = state.agent.prior.model, again.prior.model
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items()) and ours.steps == theirs.steps
+
+
+def test_plans_have_no_more_iterations_than_the_prior_has_steps():
+    with pytest.raises(ConfigError, match=r"planner.prior_steps: expected at least .* \(22\), got 10"):
+        make_config("debug", **DIFFUSION, **{"planner.iterations": 20})

@@ -48,7 +48,7 @@ def learned(name: str, discrete: bool) -> Case:
     config = DynamicsConfig(name=name, hidden=(16,), members=2, particles=4)  # type: ignore[arg-type]
     dynamics = OneStepDynamics(config, 3, 2, terminates=True, seed=1)
     policy = BehaviourPolicy(dynamics.observations, 3, 2, (16,), discrete)
-    value = BehaviourValue(dynamics.observations, 3, (16,), 10.0)
+    value = BehaviourValue(dynamics.observations, 3, (16,), 0.9)
     initialise([policy.net, value.net], 1)
     bound = dynamics.bind(NoiseStream(1, "x").draw(dynamics.noise_specs(3, 2)))
     return Case(ComposedModel(bound, policy, value), torch.randn(2, 3), 2, discrete, True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.trees import leaves
 
 import worldmpc
+from tests.trees import leaves
 from worldmpc.cli import main
 from worldmpc.config import AGENTS, ConfigError, make_config
 from worldmpc.report.runs import load_run

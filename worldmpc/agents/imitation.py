@@ -38,7 +38,7 @@ class Imitation:
         hidden, obs_dim = config.mbmpc.hidden, spec.obs_shape[0]
         self.config = config
         self.policy = BehaviourPolicy(normalizer, obs_dim, spec.action_dim, hidden, spec.discrete)
-        self.value = BehaviourValue(normalizer, obs_dim, hidden, scale=1 / (1 - discount))
+        self.value = BehaviourValue(normalizer, obs_dim, hidden, discount)
         initialise([self.policy.net, self.value.net], config.seed)
         self.target_value = target_of(self.value)
         self.target_value.normalizer = normalizer
@@ -47,6 +47,8 @@ class Imitation:
 
     def update(self, batch: TransitionBatch, stream: NoiseStream) -> Metrics:
         """Descend both losses ``mbmpc.gradient_steps`` times on rows of transitions [B, ...]; the metrics are those of the last time."""
+        for value in (self.value, self.target_value):
+            value.bound(batch.reward)
         shape = (self.config.mbmpc.gradient_steps, min(self.config.loss.batch_size, len(batch.obs)))
         rows = (stream.draw({"rows": NoiseSpec("uniform", shape)})["rows"] * len(batch.obs)).long()
         metrics: Metrics = {}
@@ -59,7 +61,7 @@ class Imitation:
         own, skip = self.config.mbmpc, self.descent.begin()
         with torch.no_grad():
             target = off_policy.td_target(batch, self.target_value(batch.next_obs))
-        value = self.value(batch.obs)
+        value = self.value.unbounded(batch.obs)
         value_loss = ((value - target) / self.value.scale).square().mean()
         _, skip = self.descent.step("value", value_loss, skip)
         action, weight = behaviour_targets(batch, target - value.detach(), own.policy_loss, own.awr_temperature)

@@ -14,9 +14,6 @@ from worldmpc.noise import NoiseStream
 from worldmpc.optim import GroupOptimizer
 from worldmpc.types import EnvSpec, Metrics
 
-STEPS = 10
-"""Diffusion steps, unless a plan has more iterations."""
-
 
 class TrajectoryPrior:
     """A :class:`~worldmpc.models.trajectory.TrajectoryModel` with its optimiser and random stream (``planner.prior=learned``).
@@ -34,8 +31,9 @@ class TrajectoryPrior:
 
     def __init__(self, config: RunConfig, spec: EnvSpec, latent_dim: int, device: torch.device, total_updates: int) -> None:
         planner = config.planner
-        steps = max(STEPS, planner.iterations + planner.extra_iterations)
-        self.model = TrajectoryModel(spec.action_dim, planner.horizon, latent_dim, steps=steps, discrete=spec.discrete, seed=config.seed)
+        self.model = TrajectoryModel(
+            spec.action_dim, planner.horizon, latent_dim, steps=planner.prior_steps, discrete=spec.discrete, seed=config.seed
+        )
         self.model.to(device)
         self.optimizer = GroupOptimizer(self.model, {"net.": 1.0}, config.optim, total_updates=total_updates)
         self.stream = NoiseStream(config.seed, "trajectory", device=device)

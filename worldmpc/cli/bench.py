@@ -1,4 +1,4 @@
-"""``worldmpc bench``: speed against what the machine's matrix products allow."""
+"""``worldmpc bench``: speed against what the machine's matrix products allow; ``worldmpc bench planners`` is beside it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from worldmpc import bench as measuring
+from worldmpc.cli.bench_planners import bench_planners
 from worldmpc.cli.errors import describe_error
 from worldmpc.cli.output import check_target, console_for, say, write_json
 from worldmpc.cli.text import BENCH
@@ -32,6 +33,8 @@ class Configuration(NamedTuple):
 
 def bench(words: list[str]) -> int:
     """Measure every combination of values, print a table, and return the exit status."""
+    if words[:1] == ["planners"]:
+        return bench_planners(words[1:])
     options, rest = split_words(words, BENCH)
     sizes = {name: options[name] for name in ("obs_dim", "action_dim", "repeats", "seconds")}
     configurations = _configurations(rest)

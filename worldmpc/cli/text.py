@@ -51,6 +51,26 @@ BENCH = {
     "json": Option(None, "also write all numbers to this file, after every configuration; -: print them instead of the table"),
     "compare": Option(None, "a file that json= wrote earlier, to hold rows with the same settings against"),
 }
+BENCH_PLANNERS = {
+    "task": Option(
+        None, "plan with the known equations of these tasks; default, where there is no checkpoint: Pendulum, CartPole, Acrobot"
+    ),
+    "checkpoint": Option(None, "plan with the learned models of these runs or checkpoints"),
+    "planners": Option(
+        None,
+        "some of random_shooting, cem, icem, mppi, policy_guided, diffusion, mcts, cem+gradient, which are the default, diffusion+prior "
+        "and diffusion+guidance, which need a run with planner.prior=learned",
+    ),
+    "evaluations": Option("2000", "model steps that a decision may imagine; one number, or one for each task and checkpoint"),
+    "horizon": Option(None, "likewise; default: 20 (Acrobot 50, the mountain cars 100), of a checkpoint what it was trained with"),
+    "iterations": Option(6, "of planners that refine, as far as evaluations allow", int),
+    "episodes": Option(10, "episodes per seed", int),
+    "seeds": Option("1,2,3", "seeds of episodes and planning"),
+    "repeats": Option(10, "timed decisions", int),
+    "threads": Option(1, "CPU threads for torch", int),
+    "device": Option("cpu", "auto, cpu, cuda or cuda:<index>"),
+    "json": Option(None, "also write all numbers to this file, after every planner; -: print them instead of the table"),
+}
 OPTIONS: dict[str, dict[str, Option]] = {"evaluate": EVALUATE, "compare": COMPARE, "report": REPORT, "bench": BENCH}
 
 _USAGE = {
@@ -58,7 +78,8 @@ _USAGE = {
     "evaluate": "worldmpc evaluate checkpoint=PATH [task=...] [name=value ...] [planner.*=... env.*=... compile=...]",
     "compare": "worldmpc compare PATH... [name=value ...]",
     "report": "worldmpc report PATH... [name=value ...]",
-    "bench": "worldmpc bench [name=value ...] [key=value,value ...]",
+    "bench": "worldmpc bench [name=value ...] [key=value,value ...]\n"
+    "       worldmpc bench planners [name=value ...] [planner.*=... env.*=...]",
     "tasks": "worldmpc tasks [SUITE]",
 }
 _ABOUT = {
@@ -104,9 +125,15 @@ _EXAMPLES = {
         "worldmpc bench model.size=cpu,1,5 threads=1 json=old.json",
         "worldmpc bench model.size=cpu,1,5 threads=1 compare=old.json",
         "worldmpc bench device=cuda planner.precision=fp32,bf16 env.num_envs=1,8 compile=true json=gpu.json",
+        "worldmpc bench planners task=gym/Pendulum-v1,gym/CartPole-v1 evaluations=2000 json=planners.json",
+        "worldmpc bench planners checkpoint=runs/dmc-walker-walk/tdmpc2-cpu-seed1 planners=mppi,cem,icem",
     ),
     "tasks": ("worldmpc tasks", "worldmpc tasks dmc"),
 }
+_PLANNERS = """
+    `worldmpc bench planners` lets all planners plan with the same model, at an equal number of imagined model steps per decision:
+    the return they reach, and milliseconds per decision. Their sizes follow from evaluations=; planner.* and env.* keys of
+    `worldmpc train --help` change the rest, for all of them."""
 _LEFT = 34
 
 
@@ -126,6 +153,9 @@ def command_help(command: str) -> str:
     if command in OPTIONS:
         lines += ["", "options (name=value, or --name value):"]
         lines += _rows({_option_name(name, option): option.help for name, option in OPTIONS[command].items()})
+    if command == "bench":
+        lines += [*_paragraphs(_PLANNERS), "", "options of it:"]
+        lines += _rows({_option_name(name, option): option.help for name, option in BENCH_PLANNERS.items()})
     if command == "train":
         lines += _keys() + _layers()
     lines += ["", "examples:", *(f"  {example}" for example in _EXAMPLES[command])]

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from worldmpc.config.run import RunConfig
 
 _AT_LEAST_1 = (
-    "env.num_envs, planner.horizon, planner.iterations, planner.num_samples, planner.num_elites, planner.num_simulations, "
+    "env.num_envs, planner.horizon, planner.iterations, planner.prior_steps, "
+    "planner.num_samples, planner.num_elites, planner.num_simulations, "
     "planner.sample_decay, loss.batch_size, steps, eval_freq, replay.capacity, eval.episodes, checkpoint.every, log.every, "
     "checkpoint.keep, dynamics.members, dynamics.particles, dynamics.batch_size, dynamics.max_epochs, dynamics.patience, "
     "mbmpc.fit_every, dqn.n_step, dqn.target_every, ppo.rollout_steps, ppo.minibatch_size, ppo.update_epochs, td3.policy_delay"
@@ -125,6 +126,11 @@ def _check_planner(config: RunConfig) -> None:
     _require(config, planner.max_std >= planner.min_std, "planner.max_std", f"at least planner.min_std ({planner.min_std})")
     if planner.guidance and planner.prior == "none":
         raise ConfigError("planner.guidance: guides the denoising of a learned prior; use planner.prior=learned, or guidance=0")
+    steps = planner.iterations + planner.extra_iterations
+    if planner.prior == "learned" and steps > planner.prior_steps:
+        raise ConfigError(
+            f"planner.prior_steps: expected at least planner.iterations + planner.extra_iterations ({steps}), got {planner.prior_steps}"
+        )
     if planner.prior == "learned" and planner.name != "diffusion":
         raise ConfigError(f"planner.prior: planner={planner.name} has no place for a learned prior; use planner=diffusion")
     if planner.name == "mcts" and config.compile:

@@ -73,6 +73,7 @@ class PlannerConfig:
     sample_decay: float = key(1.25, "icem: factor by which the number of fresh samples falls per iteration")
     pi_noise: float = key(0.3, "policy_guided: standard deviation added to proposals; Discrete: share of uniform actions")
     prior: Literal["none", "learned"] = key("none", "diffusion: learned: a denoiser over action sequences, trained on replay")
+    prior_steps: int = key(10, "diffusion steps of the learned prior; plans may take fewer, as their iterations say")
     beta: float = key(10.0, "diffusion: inverse temperature on standardised returns; 0 samples the prior, large ones take the best plan")
     guidance: float = key(0.0, "diffusion with a learned prior: scale of the gradient of the return in each denoising step")
     gradient_steps: int = key(0, "gradient ascent steps on the refined plan through the model; Box actions alone")
@@ -111,7 +112,7 @@ class MBMPCConfig:
     awr_temperature: float = key(1.0, "awr: advantages, in standard deviations, are divided by this before the exponential")
     fit_every: int = key(500, "decisions between fits of the dynamics")
     gradient_steps: int = key(500, "updates of policy and value per fit")
-    tau: float = key(0.01, "Polyak rate of the target value")
+    tau: float = key(0.05, "Polyak rate of the target value")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmpc.models.actor_critic import Categorical, Distribution, Gaussian
+from worldmpc.models.nets import MLP
 from worldmpc.models.normalizer import Normalizer
-from worldmpc.models.value_based import mlp
 
 LOG_STD_MIN, LOG_STD_MAX = -3.0, 0.0
 """Bounds of the log standard deviation of Box actions: proposals neither collapse nor fill the whole space."""
@@ -30,7 +30,7 @@ class BehaviourPolicy(nn.Module):
     def __init__(self, normalizer: Normalizer, obs_dim: int, action_dim: int, hidden: Sequence[int], discrete: bool) -> None:
         super().__init__()
         self.normalizer, self.discrete = normalizer, discrete
-        self.net = mlp(obs_dim, hidden, action_dim if discrete else 2 * action_dim)
+        self.net = MLP(obs_dim, list(hidden), action_dim if discrete else 2 * action_dim)
         if discrete:
             self.probs = self._probs
 
@@ -53,20 +53,38 @@ class BehaviourPolicy(nn.Module):
 
 
 class BehaviourValue(nn.Module):
-    """Expected return of what the planner does.
+    """Expected return of what the planner does, within what rewards that were seen can add up to.
+
+    A planner goes where it has never been if a value says so, and a network says anything there. The norms of its layers keep it from
+    growing linearly with the distance to the data (Ball et al. 2023), and the bounds from promising what cannot be.
 
     Args:
         normalizer: of observations; shared with its owner.
         obs_dim: observation dimensions.
         hidden: widths of the hidden layers.
-        scale: what the network's output is multiplied by, the order of magnitude of returns.
+        discount: per decision.
     """
 
-    def __init__(self, normalizer: Normalizer, obs_dim: int, hidden: Sequence[int], scale: float) -> None:
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, normalizer: Normalizer, obs_dim: int, hidden: Sequence[int], discount: float) -> None:
         super().__init__()
-        self.normalizer, self.scale = normalizer, scale
-        self.net = mlp(obs_dim, hidden, 1)
+        self.normalizer, self.scale = normalizer, 1 / (1 - discount)
+        self.net = MLP(obs_dim, list(hidden), 1)
+        self.register_buffer("low", torch.tensor(-torch.inf))
+        self.register_buffer("high", torch.tensor(torch.inf))
+
+    @torch.no_grad()
+    def bound(self, reward: Tensor) -> None:
+        """Take the bounds from all rewards [N]: the least and the largest for ever, or nothing more at all after a termination."""
+        self.low.copy_(reward.amin().clamp(max=0) * self.scale)
+        self.high.copy_(reward.amax().clamp(min=0) * self.scale)
+
+    def unbounded(self, obs: Tensor) -> Tensor:
+        """Return the network's own answer, for learning: [..., O] -> [...]."""
+        return self.scale * self.net(self.normalizer(obs)).squeeze(-1)
 
     def forward(self, obs: Tensor) -> Tensor:
         """[..., O] -> [...]."""
-        return self.scale * self.net(self.normalizer(obs)).squeeze(-1)
+        return self.unbounded(obs).clamp(self.low, self.high)

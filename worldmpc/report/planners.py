@@ -25,16 +25,16 @@ class PlannerRow(NamedTuple):
     horizon: int
     reason: str | None
     """Why it cannot be had; all that follows is then None."""
-    candidates: str | None
-    steps: float | None
+    candidates: str | None = None
+    steps: float | None = None
     """Model steps per decision and environment, counted."""
-    seeds: int | None
-    episodes: int | None
-    mean: float | None
+    seeds: int | None = None
+    episodes: int | None = None
+    mean: float | None = None
     """Return over seeds, and the lowest and the highest of them."""
-    low: float | None
-    high: float | None
-    median_ms: float | None
+    low: float | None = None
+    high: float | None = None
+    median_ms: float | None = None
 
 
 def planners_table(folder: str | Path) -> str:
@@ -51,16 +51,18 @@ def planners_table(folder: str | Path) -> str:
     records = {source: record for source, record in records.items() if isinstance(record, dict) and record.get("schema") == SCHEMA}
     if not records:
         return f"No comparison of planners in `{place}/` yet."
+    rows = [row for source, record in records.items() for row in parse_rows(record, source)]
+    order = list(dict.fromkeys(row.model for row in rows))
+    winners = best(rows)
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|--:|---|" + "--:|" * (len(COLUMNS) - 4)]
-    for source, record in records.items():
-        rows = parse_rows(record, source)
-        lines += ["| " + " | ".join(cells(row, "**" if row in best(rows) else "")) + " |" for row in rows]
+    for row in sorted(rows, key=lambda row: order.index(row.model)):
+        lines.append("| " + " | ".join(cells(row, "**" if row in winners else "")) + " |")
     text = (
         "Return: mean over seeds (lowest..highest seed), the best planner of each model in bold. Model steps: what one decision imagines, "
-        "counted. Milliseconds: median of a decision in one environment, those of all planners in turns."
+        "counted. Milliseconds: median of a decision in one environment, those of one command in turns."
     )
-    made = [f"`{source}`: {machine_line(record['machine'])}." for source, record in records.items()]
-    return "\n".join([*lines, "", " ".join([text, *made])])
+    made = [f"* `{source}`: `{record['command']}`; {machine_line(record['machine'])}" for source, record in records.items()]
+    return "\n".join([*lines, "", text, "", *made])
 
 
 def parse_rows(record: Mapping[str, Any], source: str) -> list[PlannerRow]:
@@ -70,7 +72,7 @@ def parse_rows(record: Mapping[str, Any], source: str) -> list[PlannerRow]:
         RunError: something is missing; ``source`` names the record.
     """
     try:
-        machine_line(record["machine"])
+        _ = record["command"], machine_line(record["machine"])
         return [_row(data) for data in record["rows"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{source}: no record of worldmpc bench planners of this version ({error!r})") from error
@@ -98,10 +100,18 @@ def cells(row: PlannerRow, mark: str = "") -> list[str]:
 def _row(data: Mapping[str, Any]) -> PlannerRow:
     head = (str(data["model"]), str(data["planner"]), int(data["horizon"]), data["reason"])
     if data["reason"] is not None:
-        return PlannerRow(*head, None, None, None, None, None, None, None, None)
-    numbers = [float(data[name]) for name in ("return_mean", "return_min", "return_max")]
-    counts = (float(data["counted"]), len(data["returns"]), int(data["episodes"]))
-    return PlannerRow(*head, _candidates(data["sizes"]), *counts, *numbers, float(data["plan"]["median_ms"]))
+        return PlannerRow(*head)
+    return PlannerRow(
+        *head,
+        _candidates(data["sizes"]),
+        steps=float(data["counted"]),
+        seeds=len(data["returns"]),
+        episodes=int(data["episodes"]),
+        mean=float(data["return_mean"]),
+        low=float(data["return_min"]),
+        high=float(data["return_max"]),
+        median_ms=float(data["plan"]["median_ms"]),
+    )
 
 
 def _candidates(sizes: Mapping[str, Any]) -> str:

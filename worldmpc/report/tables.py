@@ -16,9 +16,9 @@ from pathlib import Path
 
 from worldmpc.report.benchmarks import Record, Row, Verb, read_records, settings
 from worldmpc.report.compare import MIN_SEEDS, Comparison, compare
+from worldmpc.report.gates import gates_table
 from worldmpc.report.planners import planners_table
 from worldmpc.report.reference import DEFAULT_ALGORITHM
-from worldmpc.report.gates import gates_table
 from worldmpc.report.runs import Run, RunError, load_result_folder
 from worldmpc.report.variants import curves_table, precision_table
 

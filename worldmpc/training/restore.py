@@ -136,6 +136,9 @@ def _load_own(path: Path, task: Task | EnvSpec | None, device: str, changes: Map
         config = dataclasses.replace(config, task=canonical_task(task) if isinstance(task, str) else spec_now.name)
     agent = make_agent(config, spec, device)
     state = tree["agent"]
+    if config.planner.prior == "none" and state.get("prior") is not None:  # trained with a prior that this planner has no use for
+        parameters = {name: value for name, value in state["model"].items() if not name.startswith("trajectory.")}
+        state = {**state, "model": parameters, "prior": None}
     check_same_architecture(agent.model.state_dict(), state["model"])
     agent.load_state_dict({**state, "streams": agent.state_dict()["streams"]})
     return agent, config
