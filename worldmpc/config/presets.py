@@ -114,6 +114,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 TUNED: dict[str, dict[str, dict[str, Any]]] = {
     # Beginning with RL Baselines3 Zoo's settings, https://github.com/DLR-RM/rl-baselines3-zoo/tree/master/hyperparams
+    "dqn": {
+        "gym/CartPole-v1": {
+            "steps": 50_000,
+            "optim": {"lr": 2.3e-3, "schedule": "cosine", "final_lr_scale": 0.01},
+            "dqn": {"hidden": (128, 128), "n_step": 5, "target_every": 250, "epsilon_fraction": 0.16},
+        },
+    },
+    "pets": {
+        "gym/Pendulum-v1": {
+            "steps": 10_000,
+            "eval_freq": 2_500,
+            "dynamics": {"hidden": (64, 64), "particles": 5, "max_epochs": 30},
+            "planner": {"horizon": 15, "num_samples": 100, "num_elites": 10, "iterations": 3},
+        },
+    },
     "ppo": {
         "gym/CartPole-v1": {
             "steps": 100_000,
