@@ -126,7 +126,7 @@ class DQNConfig:
     epsilon_start: float = key(1.0, "first probability of a random action")
     epsilon_end: float = key(0.04, "last probability of a random action")
     epsilon_fraction: float = key(0.2, "share of steps over which it falls, linearly")
-    target_every: int = key(10, "updates between copies to the target network")
+    target_every: int = key(250, "updates between copies to the target network")
 
 
 @dataclass(frozen=True)
