@@ -42,7 +42,7 @@ class MBMPC:
         config: the run's configuration.
         spec: what the environments said about themselves.
         device: where to plan and learn.
-        total_updates: not used; each fit ends by its holdout loss.
+        total_updates: length of the learning-rate schedule of policy, value and prior; see :meth:`count_updates`.
 
     Raises:
         ConfigError: observations that are no vectors, or a planner that cannot do with the task's actions.
@@ -69,6 +69,11 @@ class MBMPC:
         planner = make_planner(config.planner, spec.action_dim, self.discount, 2, spec.discrete)
         self.actor = PlanningActor(planner, self.streams, self.device)
         self.updates = 0
+
+    @staticmethod
+    def count_updates(config: RunConfig, decisions: int) -> int:
+        """Return how many updates of policy, value and prior a number of decisions is worth; each fit of the dynamics ends by itself."""
+        return decisions // config.mbmpc.fit_every * config.mbmpc.gradient_steps
 
     def _compose(self, dynamics: OneStepDynamics | BoundDynamics) -> ComposedModel:
         policy, value = (None, None) if self.imitation is None else (self.imitation.policy, self.imitation.value)

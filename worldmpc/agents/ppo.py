@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldmpc.agents.common import Streams, vector_dim
 from worldmpc.agents.ppo_optimizer import PPOOptimizer
-from worldmpc.config import ConfigError, RunConfig
+from worldmpc.config import RunConfig
 from worldmpc.data.rollout import Experience
 from worldmpc.data.stream import StreamSource, minibatches
 from worldmpc.models.actor_critic import ActorCritic
-from worldmpc.noise import NoiseSpec, NoiseStream
+from worldmpc.noise import NoiseSpec
 from worldmpc.on_policy import CustomLoss
 from worldmpc.optim import learning_rate_scale
 from worldmpc.types import ActOutput, EnvSpec, Metrics, Mode, RolloutBatch
@@ -37,18 +38,16 @@ class PPO:
     modes: tuple[Mode, ...] = ("explore", "eval")
 
     def __init__(self, config: RunConfig, spec: EnvSpec, device: torch.device | str = "cpu", total_updates: int = 1) -> None:
-        if len(spec.obs_shape) != 1:
-            raise ConfigError(f"task: observations of shape {list(spec.obs_shape)} are not supported, only vectors")
         self.config, self.spec, self.device, self.total_updates = config, spec, torch.device(device), total_updates
         self.discount = config.ppo.gamma if config.env.discount is None else config.env.discount
         ppo = dataclasses.replace(config.ppo, gamma=self.discount)
-        self.model = ActorCritic(spec.obs_shape[0], spec.action_dim, ppo.hidden, spec.discrete, ppo.log_std_init, config.seed)
+        self.model = ActorCritic(vector_dim(spec), spec.action_dim, ppo.hidden, spec.discrete, ppo.log_std_init, config.seed)
         self.model.to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.optim.lr, eps=1e-5, fused=True)
         self.learner = PPOOptimizer(self.model, self.optimizer, self.device, ppo, max_loss=config.train.max_loss)
         self.custom_losses: list[CustomLoss] = []
         """Added to the objective; put functions in."""
-        self.streams = {"explore": NoiseStream(config.seed, "explore", device=self.device)}
+        self.streams = Streams(config.seed, self.device)
 
     @staticmethod
     def count_updates(config: RunConfig, decisions: int) -> int:
@@ -103,7 +102,7 @@ class PPO:
             "optimizer": self.optimizer.state_dict()["state"],
             "learner": self.learner.state_dict(),
             "updates": self.updates,
-            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+            "streams": self.streams.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -112,5 +111,4 @@ class PPO:
         # A copy, as torch would share its memory; learning rate and the like come from the configuration, which may have changed.
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": copy.deepcopy(state["optimizer"])})
         self.learner.load_state_dict(state["learner"])
-        for name, stream in self.streams.items():
-            stream.load_state_dict(state["streams"][name])
+        self.streams.load_state_dict(state["streams"])

@@ -134,7 +134,7 @@ def _measure_verbs(
             calls[f"{name} {precision}"] = Limit(counted[name], device, precision)
     if device.type == "cuda":
         calls["floor"] = LaunchFloor(device)
-    times = _interleave(calls, repeats, device)
+    times = interleave(calls, repeats, device)
     results: dict[str, dict[str, Any]] = {}
     for name in verbs:
         flops, limits, limits_fp32 = total_flops(counted[name]), times[f"{name} {precisions[name]}"], times[f"{name} fp32"]
@@ -142,7 +142,7 @@ def _measure_verbs(
         results[name] = {
             "precision": precisions[name],
             "compile_s": first[name] if config.compile else None,
-            **_summary(times[name]),
+            **summary(times[name]),
             "limit_ms": limit,
             "limit_median_ms": float(np.median(limits)),
             "limit_fp32_ms": min(limits_fp32),
@@ -202,7 +202,7 @@ def measure_environment(config: RunConfig, seconds: float) -> dict[str, Any]:
             "workers": config.env.workers,
             "seconds": last - begin,
             "vector_steps": len(times),
-            **_summary(times),
+            **summary(times),
             "decisions_per_s": rate,
             "env_steps_per_s": rate * envs.spec.action_repeat,
         }
@@ -271,7 +271,7 @@ def _forget_earlier(config: RunConfig, device: torch.device | None) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _interleave(functions: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+def interleave(functions: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Call all functions in turns, so that a disturbance of the machine meets all of them; return milliseconds."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(WARM_UP + repeats):
@@ -290,7 +290,8 @@ def _seconds(function: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def _summary(times: Sequence[float]) -> dict[str, float]:
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """Return median, 10th and 90th percentile and the shortest of times in milliseconds."""
     p10, median, p90 = np.percentile(times, [10, 50, 90]).tolist()
     return {"median_ms": median, "p10_ms": p10, "p90_ms": p90, "best_ms": min(times)}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldmpc.agents import make_agent
 from worldmpc.bench.budget import PLAIN, PLANNERS, Traits, budgeted, check_name, count, traits_of
-from worldmpc.bench.measure import _interleave, _summary
+from worldmpc.bench.measure import interleave, summary
 from worldmpc.config import ConfigError, EnvConfig, make_config, merge
 from worldmpc.envs import canonical_task, make_envs
 from worldmpc.models.analytic import ANALYTIC
@@ -173,12 +173,12 @@ def compare(
         rows[name] |= {"reason": None, "device": str(agent.device), "threads": torch.get_num_threads(), "counted": counted}
         rows[name] |= {"sizes": dict(plan), "episodes": episodes, "repeats": repeats, "config": config.to_dict()}
         agents[name], calls[name] = agent, _decision(agent, obs)
-    times = _interleave(calls, repeats, torch.device(resolve_device(device)))
+    times = interleave(calls, repeats, torch.device(resolve_device(device)))
     for name, row in rows.items():
         if name in agents:
             returns = {seed: _returns(make(subject, row["sizes"], changes, seed, device), episodes) for seed in seeds}
             means = [float(np.mean(found)) for found in returns.values()]
-            row |= {"plan": _summary(times[name]), "returns": returns}
+            row |= {"plan": summary(times[name]), "returns": returns}
             row |= {"return_mean": float(np.mean(means)), "return_min": min(means), "return_max": max(means)}
         yield row
 

@@ -27,7 +27,6 @@ AGENTS: dict[str, dict[str, Any]] = {
         "dynamics": {"name": "analytic"},
         "planner": {"name": "cem", "horizon": 15, "num_samples": 256, "num_elites": 32, "iterations": 4, "num_pi_trajs": 0},
         "train": {"seed_decisions": 0},
-        "eval": {"prior": False},
     },
     "mbmpc": _MBMPC,
     "pets": merge(
@@ -39,7 +38,6 @@ AGENTS: dict[str, dict[str, Any]] = {
             "dynamics": {"name": "ensemble"},
             "planner": {"name": "cem", "num_pi_trajs": 0},
             "mbmpc": {"learn_policy": False},
-            "eval": {"prior": False},
         },
     ),
     "dqn": {
@@ -51,7 +49,6 @@ AGENTS: dict[str, dict[str, Any]] = {
         "loss": {"batch_size": 64},
         "replay": {"capacity": 100_000},
         "train": {"utd": 0.5, "seed_decisions": 1_000},
-        "eval": {"prior": False},
     },
     "ppo": {
         "task": "gym/CartPole-v1",
@@ -60,7 +57,6 @@ AGENTS: dict[str, dict[str, Any]] = {
         "env": {"num_envs": 8},
         "optim": {"lr": 3e-4},
         "train": {"seed_decisions": 0},
-        "eval": {"prior": False},
     },
     "sac": {
         "task": "gym/Pendulum-v1",
@@ -69,7 +65,6 @@ AGENTS: dict[str, dict[str, Any]] = {
         "env": {"discount": 0.99},
         "optim": {"lr": 1e-3},
         "train": {"seed_decisions": 500},
-        "eval": {"prior": False},
     },
     "td3": {
         "task": "gym/Pendulum-v1",
@@ -78,7 +73,6 @@ AGENTS: dict[str, dict[str, Any]] = {
         "env": {"discount": 0.98},
         "optim": {"lr": 1e-3},
         "train": {"seed_decisions": 1_000},
-        "eval": {"prior": False},
     },
 }
 """What each agent changes against the defaults of the sections; presets and overrides come on top."""
