@@ -20,9 +20,12 @@ def evaluation(env_steps: int, value: float, prior: float = float("nan")) -> Eva
 def make_run() -> Callable[..., Run]:
     """Build a run in memory from (env_steps, return) pairs."""
 
-    def build(points: Sequence[tuple[int, float]], task: str = "dmc/cartpole-swingup", seed: int = 1, preset: str = "cpu") -> Run:
+    def build(
+        points: Sequence[tuple[int, float]], task: str = "dmc/cartpole-swingup", seed: int = 1, preset: str = "cpu", planner: str = "mppi"
+    ) -> Run:
         evals = tuple(evaluation(step, value, 0.8 * value) for step, value in points)
-        return Run(task, seed, "tdmpc2", preset, evals, Path(f"runs/{task}/{seed}"), 2, "abc123", "worldmpc train", "test machine")
+        source = Path(f"runs/{task}/{seed}")
+        return Run(task, seed, "tdmpc2", preset, planner, evals, source, 2, "abc123", "worldmpc train", "test machine")
 
     return build
 
@@ -34,7 +37,7 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
     def build(points: Sequence[tuple[int, float]], seed: int = 1, task: str = "dmc/cartpole-swingup") -> Path:
         folder = tmp_path / "runs" / task / f"tdmpc2-cpu-seed{seed}"
         folder.mkdir(parents=True)
-        config = {"task": task, "seed": seed, "agent": "tdmpc2", "preset": "cpu", "planner": {"horizon": 3}}
+        config = {"task": task, "seed": seed, "agent": "tdmpc2", "preset": "cpu", "planner": {"name": "mppi", "horizon": 3}}
         machine = {"cpu": "Test CPU", "cores": 2, "ram_gib": 8.0, "gpu": None, "python": "3.11", "torch": "2.13"}
         spec = {"name": task, "action_repeat": 2}
         meta = {"command": f"worldmpc train seed={seed}", "commit": "abc123", "machine": machine, "spec": spec}

@@ -10,7 +10,7 @@ from worldmpc.config import AGENTS, make_config
 from worldmpc.report.gates import Gate, gates_table, read_gates
 from worldmpc.report.runs import RunError
 
-GATE = Gate("dqn", "gym/CartPole-v1", 100, 475.0, "somebody 500")
+GATE = Gate("dqn", "gym/CartPole-v1", "", 100, 475.0, "somebody 500")
 
 
 def write(folder: Path, returns: dict[int, float], preset: str = "tuned", step: int = 100) -> None:
@@ -46,11 +46,21 @@ def test_each_preset_has_a_row(tmp_path):
     assert {"missed" in line for line in lines} == {True, False}
 
 
+def test_a_gate_may_ask_for_a_planner(tmp_path):
+    cells = [f"gym/CartPole-v1,mpc,default,{planner},{seed},100,500" for planner in ("cem", "icem") for seed in range(3)]
+    (tmp_path / "mpc.csv").write_text("task,agent,preset,planner,seed,env_steps,return_mean\n" + "\n".join(cells) + "\n")
+    gate = GATE._replace(agent="mpc")
+    assert "mpc with icem" in row(tmp_path, gate._replace(planner="icem")) and "pass" in row(tmp_path, gate._replace(planner="icem"))
+    assert "not measured" in row(tmp_path, gate._replace(planner="mppi"))
+    assert sum("pass" in line for line in gates_table(tmp_path, [gate]).splitlines()) == 2, "both planners, apart"
+
+
 def test_the_gates_of_the_package_name_agents_that_there_are():
     gates = read_gates()
-    assert len(gates) == len({(gate.agent, gate.task) for gate in gates})
+    assert len(gates) == len({(gate.agent, gate.task, gate.planner) for gate in gates})
     for gate in gates:
-        assert gate.agent in AGENTS and make_config(agent=gate.agent, task=gate.task).task == gate.task and gate.env_steps > 0
+        planner = {"planner.name": gate.planner} if gate.planner else {}
+        assert gate.agent in AGENTS and make_config(agent=gate.agent, task=gate.task, **planner).task == gate.task and gate.env_steps > 0
 
 
 def test_a_folder_that_is_not_there(tmp_path):

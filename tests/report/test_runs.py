@@ -81,7 +81,7 @@ def test_results_round_trip(make_folder: Callable[..., Path], tmp_path: Path) ->
     assert [repr(run.evals) for run in back] == [repr(run.evals) for run in expected]
     blank = {"source": path, "config": None}
     assert [repr(replace(run, **blank)) for run in back] == [repr(replace(run, **blank)) for run in expected]
-    with pytest.raises(RunError, match="two runs of dmc/cartpole-swingup, tdmpc2, preset cpu, seed 1"):
+    with pytest.raises(RunError, match="two runs of dmc/cartpole-swingup, tdmpc2, preset cpu, planner mppi, seed 1"):
         export_results([expected[0], expected[0]], path)
     with pytest.raises(RunError, match="no run"):
         export_results([], path)
@@ -92,7 +92,7 @@ def test_results_written_by_hand(tmp_path: Path) -> None:
     head = "# command: worldmpc train\n# commit: 42\n# machine: a box\n"
     file.write_text(f"{head}task,seed,env_steps,return_mean\ndmc/cup-catch,1,100000,950\n")
     (run,) = load_results(file)
-    assert (run.task, run.agent, run.preset) == ("dmc/cup-catch", "tdmpc2", "default")
+    assert run.kind == ("dmc/cup-catch", "tdmpc2", "default", "mppi") and run.kind.name == "tdmpc2, default"
     assert (run.command, run.commit, run.machine) == ("worldmpc train", "42", "a box")
     file.write_text("task,seed,return_mean\ndmc/cup-catch,1,950\n")
     with pytest.raises(RunError, match="no column env_steps"):

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from worldmpc.report.reference import DEFAULT_ALGORITHM, Curve, Point, reference_curve
-from worldmpc.report.runs import Evaluation, Run
+from worldmpc.report.runs import Evaluation, Kind, Run
 
 MIN_SEEDS = 3
 _NOT_SCIENCE = ("seed", "run_dir", "resume", "steps", "device", "threads", "log.", "checkpoint.", "eval.video", "replay.storage_device")
@@ -26,11 +26,12 @@ _NOT_SCIENCE = ("seed", "run_dir", "resume", "steps", "device", "threads", "log.
 
 @dataclass(frozen=True)
 class Comparison:
-    """One task, agent and preset: our seeds beside the published ones."""
+    """One task, agent, preset and planner: our seeds beside the published ones."""
 
     task: str
     agent: str
     preset: str
+    planner: str
     seeds: tuple[int, ...]
     step: int
     """Simulator step at which both sides are held against each other."""
@@ -54,9 +55,14 @@ class Comparison:
     notes: tuple[str, ...] = ()
     """What a reader must know: few seeds, steps that do not match exactly, runs that differ, cut files."""
 
+    @property
+    def kind(self) -> Kind:
+        """What its runs have in common."""
+        return Kind(self.task, self.agent, self.preset, self.planner)
+
 
 def compare(runs: Sequence[Run], algorithm: str = DEFAULT_ALGORITHM, at: int | None = None) -> list[Comparison]:
-    """Hold runs against published curves, one comparison per task, agent and preset, in that order.
+    """Hold runs against published curves, one comparison per task, agent, preset and planner, in that order.
 
     Without ``at``, both sides are taken at the largest published step that all our seeds have reached. Tasks without published
     curve, and runs that have not reached its first point, are listed with our numbers at the last step all seeds have reached.
@@ -68,9 +74,9 @@ def compare(runs: Sequence[Run], algorithm: str = DEFAULT_ALGORITHM, at: int | N
     """
     if at is not None and at <= 0:
         raise ValueError(f"at: expected a positive simulator step, got {at}")
-    groups: dict[tuple[str, str, str], list[Run]] = {}
+    groups: dict[Kind, list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.task, run.agent, run.preset), []).append(run)
+        groups.setdefault(run.kind, []).append(run)
     return [_compare_group(groups[key], algorithm, at) for key in sorted(groups)]
 
 
@@ -86,7 +92,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         published = [_round(row.reference.mean), _span(row.reference.min, row.reference.max)] if row.reference else ["-", "-"]
         gate = {True: "[green]pass[/green]", False: "[red]FAIL[/red]", None: "-"}[row.passed]
         ours = [_round(row.mean), _span(row.min, row.max), _round(row.prior_mean)]
-        table.add_row(row.task, f"{row.agent}/{row.preset}", f"{row.step:,}", str(len(row.seeds)), *ours, *published, gate)
+        table.add_row(row.task, row.kind.name, f"{row.step:,}", str(len(row.seeds)), *ours, *published, gate)
     return table
 
 
@@ -97,7 +103,7 @@ def print_comparisons(comparisons: Sequence[Comparison], console: Console | None
     for row in comparisons:
         lines = [*([row.reason] if row.passed is not True else []), *row.notes]
         for line in lines:
-            console.print(f"{row.task} ({row.agent}/{row.preset}): {line}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{row.task} ({row.kind.name}): {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def to_json(comparisons: Sequence[Comparison], path: str | Path | None = None) -> str:
@@ -146,9 +152,7 @@ def _compare_group(group: Sequence[Run], algorithm: str, at: int | None) -> Comp
         sign = ">=" if passed else "<" if math.isfinite(mean) else "is not"
         reason = f"mean {mean:.1f} {sign} {point.min:.1f}, the lowest published seed, at {step:,} simulator steps"
     return Comparison(
-        task=group[0].task,
-        agent=group[0].agent,
-        preset=group[0].preset,
+        **group[0].kind._asdict(),
         seeds=tuple(run.seed for run in runs),
         step=step,
         used_steps=tuple(row.env_steps for row in rows if row),

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from worldmpc.report.compare import one_per_seed
 from worldmpc.report.reference import DEFAULT_ALGORITHM, Curve, Point, reference_curve
-from worldmpc.report.runs import Run, RunError
+from worldmpc.report.runs import Kind, Run, RunError
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's colours, which stay apart for colour-blind readers."""
@@ -37,10 +37,10 @@ def plot_curves(runs: Sequence[Run], path: str | Path, algorithm: str = DEFAULT_
         ValueError: unknown reference algorithm.
     """
     path = Path(path)
-    tasks: dict[str, dict[tuple[str, str], list[Run]]] = {}
-    for run in sorted(runs, key=lambda run: (run.task, run.agent, run.preset)):
+    tasks: dict[str, dict[Kind, list[Run]]] = {}
+    for run in sorted(runs, key=lambda run: run.kind):
         if run.evals:
-            tasks.setdefault(run.task, {}).setdefault((run.agent, run.preset), []).append(run)
+            tasks.setdefault(run.task, {}).setdefault(run.kind, []).append(run)
     if not tasks:
         raise RunError(f"{path.name}: no evaluation to draw")
     columns = min(2, len(tasks))
@@ -57,12 +57,12 @@ def plot_curves(runs: Sequence[Run], path: str | Path, algorithm: str = DEFAULT_
     return figure
 
 
-def _draw_panel(axes: Axes, task: str, groups: dict[tuple[str, str], list[Run]], curve: Curve | None) -> None:
+def _draw_panel(axes: Axes, task: str, groups: dict[Kind, list[Run]], curve: Curve | None) -> None:
     reached = 0
-    for color, ((agent, preset), group) in zip(_cycle(len(groups)), groups.items(), strict=True):
+    for color, (kind, group) in zip(_cycle(len(groups)), groups.items(), strict=True):
         seeds, _ = one_per_seed(group)
         reached = max(reached, *(run.env_steps for run in seeds))
-        _draw_group(axes, seeds, f"{agent}, {preset}", color)
+        _draw_group(axes, seeds, kind.name, color)
     end = float(max(reached, 1))
     if curve is not None:
         end = _draw_reference(axes, curve, reached)

@@ -17,6 +17,8 @@ class Gate(NamedTuple):
 
     agent: str
     task: str
+    planner: str
+    """With this planner; empty: with any."""
     env_steps: int
     """Simulator steps at which the evaluation counts."""
     at_least: float
@@ -29,11 +31,11 @@ def read_gates() -> list[Gate]:
     """Return the gates that come with the package."""
     text = resources.files("worldmpc.report").joinpath("data/gates.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines())
-    return [Gate(row["agent"], row["task"], int(row["env_steps"]), float(row["at_least"]), row["why"]) for row in rows]
+    return [Gate(row["agent"], row["task"], row["planner"], int(row["env_steps"]), float(row["at_least"]), row["why"]) for row in rows]
 
 
 def gates_table(results: str | Path, gates: Sequence[Gate] | None = None) -> str:
-    """Return the markdown table of all gates, one row for each preset that was tried, or one that says that none was.
+    """Return the markdown table of all gates, one row for each preset and planner that was tried, or one that says that none was.
 
     Raises:
         RunError: no such folder, or a result file that cannot be read.
@@ -43,9 +45,9 @@ def gates_table(results: str | Path, gates: Sequence[Gate] | None = None) -> str
     header = ("agent", "task", "simulator steps", "asked", "reached (min..max)", "seeds", "preset", "", "published", "data")
     lines = ["| " + " | ".join(header) + " |", "|---|---|--:|--:|--:|--:|---|---|---|---|"]
     for gate in read_gates() if gates is None else gates:
-        mine = [run for run in runs if (run.agent, run.task) == (gate.agent, gate.task)]
-        presets = list(dict.fromkeys(run.preset for run in mine))
-        rows = [_row(gate, [run for run in mine if run.preset == preset], folder) for preset in presets] or [_row(gate, [], folder)]
+        mine = [run for run in runs if (run.agent, run.task) == (gate.agent, gate.task) and gate.planner in ("", run.planner)]
+        kinds = list(dict.fromkeys(run.kind for run in mine))
+        rows = [_row(gate, [run for run in mine if run.kind == kind], folder) for kind in kinds] or [_row(gate, [], folder)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
     text = (
         f"Mean over seeds of the return of greedy evaluations (10 episodes) at exactly these simulator steps, lowest and highest seed. "
@@ -56,7 +58,7 @@ def gates_table(results: str | Path, gates: Sequence[Gate] | None = None) -> str
 
 def _row(gate: Gate, runs: Sequence[Run], folder: Path) -> list[str]:
     found = [row.return_mean for run in runs for row in run.evals if row.env_steps == gate.env_steps]
-    asked = [gate.agent, gate.task, f"{gate.env_steps:,}", f"{gate.at_least:g}"]
+    asked = [f"{gate.agent}{gate.planner and ' with '}{gate.planner}", gate.task, f"{gate.env_steps:,}", f"{gate.at_least:g}"]
     if not found:
         return [*asked, "-", "0", runs[0].preset if runs else "-", "not measured", gate.why, "-"]
     mean = sum(found) / len(found)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from worldmpc.config import AGENTS, PlannerConfig, merge
 from worldmpc.report.provenance import machine_line
 
 REQUIRED = ("task", "seed", "env_steps", "return_mean")
@@ -47,8 +48,28 @@ class Evaluation:
 
 
 EVAL_COLUMNS = tuple(item.name for item in fields(Evaluation))
-RESULT_COLUMNS = ("task", "agent", "preset", "seed", *EVAL_COLUMNS)
+RESULT_COLUMNS = ("task", "agent", "preset", "planner", "seed", *EVAL_COLUMNS)
 _INTEGERS = {"decisions", "env_steps", "updates", "episodes"}
+
+
+class Kind(NamedTuple):
+    """What runs that differ by their seeds alone have in common."""
+
+    task: str
+    agent: str
+    preset: str
+    planner: str
+
+    @property
+    def name(self) -> str:
+        """Agent and preset, and the planner where it is not the agent's usual one."""
+        planner = "" if self.planner == usual_planner(self.agent) else f" with {self.planner}"
+        return f"{self.agent}{planner}, {self.preset}"
+
+
+def usual_planner(agent: str) -> str:
+    """Return the name of the planner that an agent has by default; an agent of this name may be none of ours."""
+    return str(merge({"planner": {"name": PlannerConfig().name}}, AGENTS.get(agent, {}))["planner"]["name"])
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,8 @@ class Run:
     seed: int
     agent: str
     preset: str
+    planner: str
+    """Its name; of a result file without that column, the agent's usual one."""
     evals: tuple[Evaluation, ...]
     """By increasing simulator step, one per step."""
     source: Path
@@ -72,6 +95,11 @@ class Run:
     """Whole configuration; ``None`` for runs read from a result file."""
     notes: tuple[str, ...] = field(default=())
     """What was tolerated while reading."""
+
+    @property
+    def kind(self) -> Kind:
+        """What all seeds of one line in a table, or of one curve, have in common."""
+        return Kind(self.task, self.agent, self.preset, self.planner)
 
     @property
     def env_steps(self) -> int:
@@ -116,6 +144,7 @@ def load_run(path: str | Path) -> Run:
             seed=int(config["seed"]),
             agent=str(config["agent"]),
             preset=str(config["preset"]),
+            planner=str(config["planner"]["name"]),
             evals=evals,
             source=folder,
             action_repeat=spec.get("action_repeat", meta.get("action_repeat")),
@@ -159,18 +188,17 @@ def load_results(path: str | Path) -> list[Run]:
     missing = [name for name in REQUIRED if rows and name not in rows[0].values]
     if missing:
         raise RunError(f"{file}: no column {', '.join(missing)}")
-    groups: dict[tuple[str, str, str, int], list[Evaluation]] = {}
+    groups: dict[tuple[Kind, int], list[Evaluation]] = {}
     for row in rows:
         seed = _number(file, row.line, "seed", row.values["seed"], integer=True)
-        key = (row.values["task"], row.values.get("agent") or "tdmpc2", row.values.get("preset") or "default", int(seed))
-        groups.setdefault(key, []).append(_evaluation(file, row))
+        groups.setdefault((_kind(row.values), int(seed)), []).append(_evaluation(file, row))
     runs = []
     for key, found in groups.items():
         evals, repeated = _in_order(file, found)
         head = shared | per_run.get(key, {})
-        task, agent, preset, seed = key
+        kind, seed = key
         known = {name: head.get(name) for name in ("commit", "command", "machine", "action_repeat")}
-        runs.append(Run(task, seed, agent, preset, evals, file, notes=notes + repeated, **known))
+        runs.append(Run(kind.task, seed, kind.agent, kind.preset, kind.planner, evals, file, notes=notes + repeated, **known))
     return runs
 
 
@@ -199,7 +227,7 @@ def export_results(runs: Sequence[Run], path: str | Path) -> Path:
     Command, commit and machine of every run stand in ``# run:`` lines, one JSON record each.
 
     Raises:
-        RunError: no run, a run without evaluation, or two runs of one task, agent, preset and seed.
+        RunError: no run, a run without evaluation, or two runs of one task, agent, preset, planner and seed.
     """
     path = Path(path)
     if not runs:
@@ -214,14 +242,14 @@ def export_results(runs: Sequence[Run], path: str | Path) -> Path:
     out = io.StringIO()
     out.write("# worldmpc results, one row per evaluation; env_steps are simulator steps, returns are undiscounted\n")
     for run in ordered:
-        head = {"task": run.task, "agent": run.agent, "preset": run.preset, "seed": run.seed}
+        head = {"task": run.task, "agent": run.agent, "preset": run.preset, "planner": run.planner, "seed": run.seed}
         head |= {"command": run.command, "commit": run.commit, "machine": run.machine, "action_repeat": run.action_repeat}
         out.write(f"# run: {json.dumps(head)}\n")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(RESULT_COLUMNS)
     for run in ordered:
         for row in run.evals:
-            writer.writerow([run.task, run.agent, run.preset, run.seed, *(_cell(getattr(row, name)) for name in EVAL_COLUMNS)])
+            writer.writerow([*run.kind, run.seed, *(_cell(getattr(row, name)) for name in EVAL_COLUMNS)])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(out.getvalue(), encoding="utf-8")
@@ -241,12 +269,18 @@ class _Row(NamedTuple):
     values: dict[str, str]
 
 
-def _identity(run: Run) -> tuple[str, str, str, int]:
-    return run.task, run.agent, run.preset, run.seed
+def _identity(run: Run) -> tuple[Kind, int]:
+    return run.kind, run.seed
 
 
 def _describe(run: Run) -> str:
-    return f"{run.task}, {run.agent}, preset {run.preset}, seed {run.seed}"
+    return f"{run.task}, {run.agent}, preset {run.preset}, planner {run.planner}, seed {run.seed}"
+
+
+def _kind(values: Mapping[str, Any]) -> Kind:
+    """Of a result file's row or header record; older ones have fewer columns."""
+    agent = values.get("agent") or "tdmpc2"
+    return Kind(values["task"], agent, values.get("preset") or "default", values.get("planner") or usual_planner(agent))
 
 
 def _find_below(folder: Path) -> list[Run]:
@@ -307,16 +341,16 @@ def _read_rows(file: Path, text: str) -> list[_Row]:
     return rows
 
 
-def _read_head(file: Path, lines: Sequence[str]) -> tuple[dict[str, Any], dict[tuple[str, str, str, int], dict[str, Any]]]:
+def _read_head(file: Path, lines: Sequence[str]) -> tuple[dict[str, Any], dict[tuple[Kind, int], dict[str, Any]]]:
     """``# command: ...`` and the like hold for all runs of the file, ``# run: {...}`` for one."""
     shared: dict[str, Any] = {}
-    per_run: dict[tuple[str, str, str, int], dict[str, Any]] = {}
+    per_run: dict[tuple[Kind, int], dict[str, Any]] = {}
     for line in lines:
         name, colon, value = line.partition(":")
         if name == "run":
             try:
                 record = json.loads(value)
-                per_run[record["task"], record["agent"], record["preset"], int(record["seed"])] = record
+                per_run[_kind(record), int(record["seed"])] = record
             except (json.JSONDecodeError, KeyError) as error:
                 raise RunError(f"{file}: cannot read header '# {line}'") from error
         elif colon and name in ("command", "commit", "machine"):

@@ -184,14 +184,14 @@ def _cells(row: Comparison, sources: str) -> list[str]:
     reference = row.reference
     published = f"{reference.mean:.0f} ({reference.min:.0f}..{reference.max:.0f})" if reference else "-"
     gate = {True: "pass", False: "**fail**", None: "-"}[row.passed]
-    name = row.preset if row.agent == "tdmpc2" else f"{row.agent}, {row.preset}"
+    name = row.kind.name.removeprefix("tdmpc2, ")
     seeds = str(len(row.seeds)) if len(row.seeds) >= MIN_SEEDS else f"{len(row.seeds)} (*)"
     ours = f"**{_round(row.mean)}** ({_round(row.min)}..{_round(row.max)})"
     return [row.task, name, seeds, f"{row.step:,}", ours, _round(row.prior_mean), published, gate, sources]
 
 
 def _sources(row: Comparison, runs: Sequence[Run], folder: Path) -> str:
-    used = {run.source for run in runs if (run.task, run.agent, run.preset) == (row.task, row.agent, row.preset)}
+    used = {run.source for run in runs if run.kind == row.kind}
     return ", ".join(f"`{folder.name}/{source.relative_to(folder).as_posix()}`" for source in sorted(used))
 
 
