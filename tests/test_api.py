@@ -29,6 +29,7 @@ ORDER = (
     "losses",
     "off_policy",
     "on_policy",
+    "learners",
     "agents",
     "report",
     "training",

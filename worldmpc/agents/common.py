@@ -1,4 +1,4 @@
-"""What every agent has: random streams, a discount, an opinion about observations."""
+"""What agents have in common: random streams, a discount, opinions about observations and actions, a source of transitions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any, Protocol
 
 import torch
 
-from worldmpc.config import ConfigError, RunConfig, discount_from_episode_length
+from worldmpc.config import ConfigError, RunConfig, discount_from_episode_length, seed_decisions
+from worldmpc.data.replay import make_replay
+from worldmpc.data.source import ReplaySource
+from worldmpc.data.transitions import n_step_transitions
 from worldmpc.noise import NoiseStream
 from worldmpc.types import EnvSpec
 
@@ -80,3 +83,32 @@ def restore(part: Part | None, state: Mapping[str, Any] | None) -> None:
         raise ValueError("the agent was saved with other parts: one has a state and is not there, or is there and has none")
     if part is not None and state is not None:
         part.load_state_dict(state)
+
+
+def require_actions(spec: EnvSpec, agent: str, discrete: bool) -> None:
+    """Check that an environment has the kind of actions that an agent needs.
+
+    Raises:
+        ConfigError: it has the other kind.
+    """
+    if discrete and not spec.discrete:
+        others = "agent=sac, td3, ppo or tdmpc2"
+        raise ConfigError(f"agent: {agent} needs a discrete action space, {spec.name} has Box actions; use {others}")
+    if spec.discrete and not discrete:
+        others = "agent=dqn, sac, ppo or tdmpc2"
+        raise ConfigError(f"agent: {agent} needs a Box action space, {spec.name} has Discrete actions; use {others}")
+
+
+def transition_source(
+    config: RunConfig, spec: EnvSpec, device: torch.device, num_envs: int, generator: torch.Generator, n_step: int, discount: float
+) -> ReplaySource:
+    """Return a replay that hands out transitions of ``n_step`` steps [B, ...]."""
+    replay = make_replay(config, spec, num_envs, n_step, device=device)
+    return ReplaySource(
+        replay,
+        config.loss.batch_size,
+        config.train.utd,
+        seed_decisions(config, spec.episode_length),
+        generator,
+        convert=lambda windows: n_step_transitions(windows, discount),
+    )

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from worldmpc import off_policy
-from worldmpc.agents.common import Streams, discount_of, vector_dim
-from worldmpc.agents.descent import Descent, require_actions, transition_source
+from worldmpc.agents.common import Streams, discount_of, require_actions, transition_source, vector_dim
 from worldmpc.config import RunConfig
 from worldmpc.data.source import ReplaySource
+from worldmpc.learners.descent import Descent
 from worldmpc.models.heads import one_hot_argmax
 from worldmpc.models.value_based import QNetwork, initialise, polyak, target_of
 from worldmpc.noise import NoiseSpec

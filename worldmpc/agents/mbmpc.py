@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from worldmpc.agents.common import Streams, discount_of, restore, state_of, vector_dim
-from worldmpc.agents.imitation import Imitation
 from worldmpc.agents.planning import PlanningActor, plan_replay
-from worldmpc.agents.prior import make_prior
 from worldmpc.config import RunConfig, seed_decisions
 from worldmpc.data.source import ReplaySource
+from worldmpc.learners.imitation import Imitation
+from worldmpc.learners.trajectory_prior import make_prior
 from worldmpc.models.composed import ComposedModel
 from worldmpc.models.fitting import fit, make_optimizer
 from worldmpc.models.one_step import BoundDynamics, OneStepDynamics

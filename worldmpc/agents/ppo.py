@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from worldmpc.agents.common import Streams, vector_dim
-from worldmpc.agents.ppo_optimizer import PPOOptimizer
 from worldmpc.config import RunConfig
 from worldmpc.data.rollout import Experience
 from worldmpc.data.stream import StreamSource, minibatches
+from worldmpc.learners.ppo import PPOOptimizer
 from worldmpc.models.actor_critic import ActorCritic
 from worldmpc.noise import NoiseSpec
 from worldmpc.on_policy import CustomLoss

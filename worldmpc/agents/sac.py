@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from worldmpc import off_policy
-from worldmpc.agents.common import Streams, discount_of, vector_dim
-from worldmpc.agents.descent import Descent, transition_source
+from worldmpc.agents.common import Streams, discount_of, transition_source, vector_dim
 from worldmpc.config import RunConfig
 from worldmpc.data.source import ReplaySource
+from worldmpc.learners.descent import Descent
 from worldmpc.models.heads import one_hot_argmax
 from worldmpc.models.value_based import GaussianActor, StackedMLP, Temperature, initialise, mlp, polyak, target_of
 from worldmpc.noise import NoiseSpec, gumbel

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from worldmpc.agents.learner import Learner
 from worldmpc.agents.planning import plan_output
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.functional import CapturedByShape, maybe_compile, tree_map
+from worldmpc.learners.world_model import Learner
 from worldmpc.optim import GroupOptimizer
 from worldmpc.types import ActOutput, Carry, Metrics, Noise, PlanResult, SequenceBatch
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from worldmpc import losses
 from worldmpc.agents.common import Streams, discount_of, restore, state_of, vector_dim
-from worldmpc.agents.learner import Learner
 from worldmpc.agents.planning import plan_output, plan_replay
-from worldmpc.agents.prior import make_prior
 from worldmpc.config import RunConfig, seed_decisions
 from worldmpc.data.source import ReplaySource
 from worldmpc.functional import CapturedByShape, Compiled, maybe_compile
+from worldmpc.learners.trajectory_prior import make_prior
+from worldmpc.learners.world_model import Learner
 from worldmpc.models.packing import constant_parameters
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec

@@ -12,9 +12,9 @@ choose tasks            :class:`Curriculum`
 
 from __future__ import annotations
 
-from worldmpc.agents.ppo_optimizer import PPOOptimizer
 from worldmpc.data.rollout import Experience
 from worldmpc.data.stream import StreamSource
+from worldmpc.learners.ppo import PPOOptimizer
 from worldmpc.models.actor_critic import ActorCritic
 from worldmpc.on_policy import CustomLoss, LossError
 from worldmpc.training.collector import RolloutCollector

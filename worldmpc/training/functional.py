@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from worldmpc.agents.ppo_optimizer import PPOOptimizer
 from worldmpc.config import ConfigError, OptimConfig, PPOConfig
 from worldmpc.data.rollout import Experience
 from worldmpc.envs.vector import VecEnv
+from worldmpc.learners.ppo import PPOOptimizer
 from worldmpc.on_policy import CustomLoss
 from worldmpc.optim import learning_rate_scale
 from worldmpc.runtime import resolve_device

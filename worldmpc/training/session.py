@@ -11,11 +11,11 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import nn
 
-from worldmpc.agents.ppo_optimizer import PPOOptimizer
 from worldmpc.config import ConfigError, PPOConfig
 from worldmpc.data.rollout import Experience
 from worldmpc.envs import make_envs
 from worldmpc.envs.vector import VecEnv
+from worldmpc.learners.ppo import PPOOptimizer
 from worldmpc.noise import derive_seed
 from worldmpc.on_policy import CustomLoss
 from worldmpc.training.checkpoint import check_same_architecture

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from worldmpc import off_policy
-from worldmpc.agents.descent import Descent
 from worldmpc.config import RunConfig
 from worldmpc.functional import tree_map
+from worldmpc.learners.descent import Descent
 from worldmpc.losses import behaviour_loss, behaviour_targets
 from worldmpc.models.behaviour import BehaviourPolicy, BehaviourValue
 from worldmpc.models.normalizer import Normalizer

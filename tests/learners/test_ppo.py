@@ -9,10 +9,10 @@ import math
 import pytest
 import torch
 
-from worldmpc.agents.ppo_optimizer import PPOOptimizer
 from worldmpc.config import ConfigError, PPOConfig
 from worldmpc.data.rollout import Experience
 from worldmpc.data.stream import minibatches
+from worldmpc.learners.ppo import PPOOptimizer
 from worldmpc.models.actor_critic import ActorCritic
 from worldmpc.on_policy import LossError, gae
 from worldmpc.types import RolloutBatch, Transition

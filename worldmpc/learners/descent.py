@@ -1,4 +1,4 @@
-"""What the off-policy baselines have in common: what they can learn from, and how their losses are descended."""
+"""Losses of several parts, descended one after the other in each update."""
 
 from __future__ import annotations
 
@@ -8,41 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldmpc.config import ConfigError, RunConfig, seed_decisions
-from worldmpc.data.replay import make_replay
-from worldmpc.data.source import ReplaySource
-from worldmpc.data.transitions import n_step_transitions
+from worldmpc.config import RunConfig
 from worldmpc.optim import GroupOptimizer
-from worldmpc.types import EnvSpec
-
-
-def require_actions(spec: EnvSpec, agent: str, discrete: bool) -> None:
-    """Check that an environment has the kind of actions that an agent needs.
-
-    Raises:
-        ConfigError: it has the other kind.
-    """
-    if discrete and not spec.discrete:
-        others = "agent=sac, td3, ppo or tdmpc2"
-        raise ConfigError(f"agent: {agent} needs a discrete action space, {spec.name} has Box actions; use {others}")
-    if spec.discrete and not discrete:
-        others = "agent=dqn, sac, ppo or tdmpc2"
-        raise ConfigError(f"agent: {agent} needs a Box action space, {spec.name} has Discrete actions; use {others}")
-
-
-def transition_source(
-    config: RunConfig, spec: EnvSpec, device: torch.device, num_envs: int, generator: torch.Generator, n_step: int, discount: float
-) -> ReplaySource:
-    """Return a replay that hands out transitions of ``n_step`` steps [B, ...]."""
-    replay = make_replay(config, spec, num_envs, n_step, device=device)
-    return ReplaySource(
-        replay,
-        config.loss.batch_size,
-        config.train.utd,
-        seed_decisions(config, spec.episode_length),
-        generator,
-        convert=lambda windows: n_step_transitions(windows, discount),
-    )
 
 
 class Descent:

@@ -1,0 +1,1 @@
+"""What turns batches into steps of parameters; agents put these together."""
