@@ -44,9 +44,15 @@ def time_weights(rho: float, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def td_target(model: WorldModel, next_z: Tensor, batch: SequenceBatch, discount: float, noise: Noise) -> Tensor:
-    """r + discount (1 - terminated) min over two slow critics at a sampled action -> [T, B] (TD-MPC2 eq. 4, without entropy)."""
-    action = model.propose(next_z, noise["td_policy"])
-    value = model.target_q_values(next_z, action, noise["td_critics"]).amin(0)
+    """r + discount (1 - terminated) min over two slow critics at a sampled action -> [T, B] (TD-MPC2 eq. 4, without entropy).
+
+    One-hot actions are not sampled: the minimum is expected over all of them.
+    """
+    if model.discrete:
+        value = model.expected(model.choice_values(next_z, noise["td_critics"], slow=True).amin(0), next_z)
+    else:
+        action = model.propose(next_z, noise["td_policy"])
+        value = model.target_q_values(next_z, action, noise["td_critics"]).amin(0)
     return batch.reward + discount * (1 - batch.terminated) * value
 
 
@@ -154,11 +160,8 @@ def expected_q_policy(
     Loss: -E_{a ~ pi}[mean Q(z, a)] / scale - entropy_coef * entropy, weighted over time.
     """
     log_probs = torch.log_softmax(model.pi(zs), -1)  # [T+1, B, A]
-    choices = torch.eye(model.action_dim, device=zs.device, dtype=zs.dtype)
-    every = choices.expand(*zs.shape[:-1], -1, -1)
-    latents = zs[..., None, :].expand(*every.shape[:-1], -1)
     with torch.no_grad():
-        values = model.q_values(latents, every, noise["pi_critics"]).mean(0)  # [T+1, B, A]
+        values = model.choice_values(zs, noise["pi_critics"]).mean(0)  # [T+1, B, A]
     probs = log_probs.exp()
     expected = (probs * values).sum(-1)
     entropy = -(probs * log_probs).sum(-1)

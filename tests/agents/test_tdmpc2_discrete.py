@@ -75,6 +75,37 @@ def test_policy_objective_is_the_expectation_over_all_choices():
     assert all(gradient is not None for gradient in gradients[:count]) and all(gradient is None for gradient in gradients[count:])
 
 
+def test_values_are_expected_over_all_choices():
+    agent = make()
+    model, batch = agent.model, batch_of()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    batch = batch._replace(terminated=(torch.arange(24).reshape(3, 8) % 5 == 0).float())
+    critics, noise = torch.tensor([1, 0]), {"td_critics": torch.tensor([1, 0]), "td_policy": torch.zeros(3, 8, 3)}
+    z = model.encode(batch.obs[1:])
+    probs = torch.softmax(model.pi(z), -1)
+    fast, slow = torch.zeros(3, 8), torch.zeros(3, 8)
+    for choice in range(3):
+        action = torch.eye(3)[choice].expand(3, 8, 3)
+        fast = fast + probs[..., choice] * model.q_values(z, action, critics).mean(0)
+        slow = slow + probs[..., choice] * model.target_q_values(z, action, critics).amin(0)
+    for eps in (torch.zeros(3, 8, 3), torch.randn(3, 8, 3)):
+        torch.testing.assert_close(model.terminal_value(z, eps, critics), fast)
+    torch.testing.assert_close(losses.td_target(model, z, batch, 0.9, noise), batch.reward + 0.9 * (1 - batch.terminated) * slow)
+
+
+def test_evaluation_executes_the_most_likely_choice_and_exploration_draws():
+    agent = make()
+    carry, obs = agent.init_carry(64), torch.randn(1, 4).expand(64, -1)
+    for _ in range(3):
+        output = agent.act(carry, obs, "eval")
+        carry = output.carry
+        assert (output.extras["plan_mean"].argmax(-1) == output.action.argmax(-1)).all()
+    drawn = agent.act(carry, obs, "explore")
+    assert (drawn.extras["plan_mean"].argmax(-1) != drawn.action.argmax(-1)).any()
+
+
 def test_updates_repeat_and_survive_saving():
     agent, other = make(), make()
     for seed in range(3):

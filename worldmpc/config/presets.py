@@ -115,6 +115,11 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
             "dqn": {"hidden": (128, 128), "n_step": 5, "target_every": 250, "epsilon_fraction": 0.16},
         },
     },
+    "mpc": {
+        # A reward of 1 per step is all the same until a sequence ends within the horizon: it must see the cart reach the edge.
+        "gym/CartPole-v1": {"steps": 1, "planner": {"horizon": 80, "num_samples": 512, "num_elites": 16, "iterations": 2}},
+        "gym/Pendulum-v1": {"steps": 1, "planner": {"horizon": 20}},
+    },
     "pets": {
         "gym/Pendulum-v1": {
             "steps": 10_000,
@@ -150,6 +155,16 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
             "optim": {"lr": 1e-3},
             "ppo": {"rollout_steps": 1024, "minibatch_size": 64, "update_epochs": 10, "gamma": 0.9},
         },
+    },
+    "tdmpc2": {
+        "gym/CartPole-v1": merge(
+            PRESETS["cpu"],
+            {"steps": 20_000, "eval_freq": 2_000, "env": {"discount": 0.97}},
+        ),
+        "gym/Acrobot-v1": merge(
+            PRESETS["cpu"],
+            {"steps": 50_000, "eval_freq": 5_000, "env": {"discount": 0.97}},
+        ),
     },
 }
 """Settings of ``preset=tuned``: agent -> task -> values."""

@@ -160,8 +160,14 @@ class WorldModel(nn.Module):
         return torch.tanh(mean + eps * log_std.exp())
 
     def terminal_value(self, z: Tensor, eps: Tensor, critics: Tensor) -> Tensor:
-        """Mean of the given critics at a sampled action: [..., Z], [..., A], [2] -> [...]."""
+        """Mean of the given critics at a sampled action, or expected over all choices: [..., Z], [..., A], [2] -> [...]."""
+        if self.discrete:
+            return self.expected(self.choice_values(z, critics).mean(0), z)
         return self.q_values(z, self.propose(z, eps), critics).mean(0)
+
+    def expected(self, values: Tensor, z: Tensor) -> Tensor:
+        """Expectation of every choice's value under the policy prior: [..., A], [..., Z] -> [...]."""
+        return (self._action_probs(z) * values).sum(-1)
 
     def _action_probs(self, z: Tensor) -> Tensor:
         """Probabilities of one-hot actions under the policy prior: [..., Z] -> [..., A]."""
@@ -184,6 +190,12 @@ class WorldModel(nn.Module):
     ) -> Tensor:
         """Values of all or some critics, ``frozen`` without gradient for their parameters: [..., Z], [..., A] -> [Q, ...]."""
         return self.two_hot.decode(self.q_logits(z, action, critics, keep, frozen))
+
+    def choice_values(self, z: Tensor, critics: Tensor | None = None, slow: bool = False) -> Tensor:
+        """Values of every choice by all or some critics, or the slow ones: [..., Z] -> [Q, ..., A]."""
+        choices = torch.eye(self.action_dim, device=z.device, dtype=z.dtype).expand(*z.shape[:-1], -1, -1)
+        latents = z[..., None, :].expand(*choices.shape[:-1], -1)
+        return (self.target_q_values if slow else self.q_values)(latents, choices, critics)
 
     def target_q_values(self, z: Tensor, action: Tensor, critics: Tensor | None = None) -> Tensor:
         """Values of all or some slow critics: [..., Z], [..., A] -> [Q, ...]."""

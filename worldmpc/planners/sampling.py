@@ -42,7 +42,8 @@ class SamplingPlanner:
     ==================  ==========================  =======================================  =======================
 
     ``mppi`` is TD-MPC2's (section 3.3 and published code). One-hot actions are sampled from a categorical per step, and ``cem`` then
-    executes the most likely one. Works on a batch of environments; nothing is remembered between calls: the warm start is an argument.
+    executes the most likely one, as ``mppi`` does in evaluation. Works on a batch of environments; nothing is remembered between calls:
+    the warm start is an argument.
 
     Args:
         config: which planner, and its sizes; ``extra_iterations`` are added where ``action_dim`` is 20 or more.
@@ -57,7 +58,7 @@ class SamplingPlanner:
 
     def __init__(self, config: PlannerConfig, action_dim: int, discount: float, num_q: int, discrete: bool = False) -> None:
         self.config, self.action_dim, self.discount, self.num_q = config, action_dim, discount, num_q
-        self.rule = RULES[config.name]
+        self.rule, self.discrete = RULES[config.name], discrete
         self.space = Categorical(action_dim, config.uniform_mix) if discrete else Gaussian(config.min_std, config.max_std)
         self.iterations = config.iterations + (config.extra_iterations if action_dim >= 20 else 0) if self.rule.refines else 1
         self.num_pi = config.num_samples if self.rule.guided else config.num_pi_trajs
@@ -89,7 +90,8 @@ class SamplingPlanner:
         """Refine a plan for every environment and choose the action to execute.
 
         ``mppi`` draws an elite with probability proportional to its weight, in evaluation as well (as published). Exploration adds
-        Gaussian noise of the plan's first standard deviation; a one-hot action is drawn from the plan's first probabilities.
+        Gaussian noise of the plan's first standard deviation; a one-hot action is drawn from the plan's first probabilities, and in
+        evaluation the most likely one executed: unlike Gaussian elites, its neighbours are not almost the same.
         Candidates whose return is not finite count as worst; ``plan_bad`` is their share over all iterations.
 
         Args:
@@ -121,11 +123,11 @@ class SamplingPlanner:
             mean, std = space.refit(elites, weight, mean, std, config.momentum if rule.momentum else 0.0)
             if rule.execute == "best":
                 tops.append((elites[:, :, 0], elite_value[:, 0]))
-        if rule.execute == "draw":
+        if rule.execute == "draw" and (explore or not self.discrete):
             chosen = (score / noise["elite"]).argmax(1, keepdim=True)  # Gumbel-max over log(score), written without the log
             best = elites.gather(2, chosen[None, :, :, None].expand(config.horizon, -1, -1, self.action_dim)).squeeze(2)
             best_value = elite_value.gather(1, chosen).squeeze(1)
-        elif rule.execute == "mean":
+        elif rule.execute in ("draw", "mean"):
             best, best_value = space.mode(mean), elite_value[:, 0]
         else:
             best, best_value = functools.reduce(lambda former, top: better(*top, *former), tops)
