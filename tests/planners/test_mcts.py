@@ -410,18 +410,18 @@ def test_model_is_stepped_once_per_simulation_in_one_batch():
 
     class Counting(Tables):
         def step(self, z, action):
-            shapes.append(tuple(z.shape[-2:]))
+            shapes.append(z.numel() // z.shape[-1])
             return super().step(z, action)
 
     planner, model = make(3, num_simulations=17), Counting(5, 3, 3)
     run(planner, model, model.start())
-    assert shapes == [(5, 2)] * 17 and planner.model_evaluations(model) == 17
+    assert shapes == [5] * 17 and planner.model_evaluations(model) == 17
     assert isinstance(planner, Planner)
     # Without a value, each simulation goes on to the horizon.
     shapes.clear()
     model.value = None
     run(planner, model, model.start())
-    assert shapes == [(5, 2)] * 51 and planner.model_evaluations(model) == 51
+    assert shapes == [5] * 51 and planner.model_evaluations(model) == 51
     assert planner.model_evaluations(Bandit(0.0, 0.0, 0.0)) == 51
 
 
@@ -457,9 +457,10 @@ def test_particles_are_averaged_after_the_search():
             raise AssertionError("particles are told apart by rollouts alone")
 
         def rollout(self, z, actions):
-            assert z.shape[0] == 2 and actions.shape[1:] == (2, 2, 1)
-            reward = torch.tensor([1.0, 3.0])[:, None].expand(len(actions), *z.shape[:-1])
-            cont = torch.tensor([0.0, 1.0])[:, None].expand(len(actions), *z.shape[:-1])
+            assert z.shape[:2] == actions.shape[1:3] == (2, 2)
+            world = z.new_zeros(z.shape[:-1])
+            world[1] = 1
+            reward, cont = (part.expand(len(actions), *world.shape) for part in (1 + 2 * world, world))
             return ModelStep(z.expand(len(actions) + 1, *z.shape), reward, cont)
 
     planner = make(1, discount=1.0, horizon=4, num_simulations=3)
@@ -483,6 +484,26 @@ def test_values_without_a_model_of_them_are_returns_to_the_horizon():
         assert_close(plan.value, torch.full((2,), 1 + 0.5 + 0.25 + 0.125 * 8))
     ends = run(make(2, 0.5, num_simulations=20), Worth(1.0, 1.0, cont=0.5), torch.zeros(2, 1))
     assert_close(ends.value, torch.full((2,), 1 + 0.25 + 0.0625 + 0.25**3 * 8))
+
+
+def test_playouts_side_by_side_are_averaged():
+    """One action pays 1, the other nothing: a sequence at random is worth half of what is left, give or take its luck."""
+
+    class Coin(Valueless):
+        def step(self, z, action):
+            return ModelStep(z, action[..., 1], torch.ones_like(action[..., 1]))
+
+    def values(count: int) -> torch.Tensor:
+        planner = make(2, discount=1.0, horizon=17, num_simulations=1, num_playouts=count)
+        assert planner.model_evaluations(Coin()) == 1 + 16 * count
+        plan = run(planner, Coin(), torch.zeros(500, 1))
+        return plan.value - plan.action[:, 1]
+
+    one, many = values(1), values(16)
+    assert_close(one.mean(), torch.tensor(8.0), atol=0.5, rtol=0)  # more than five standard errors
+    assert_close(many.mean(), torch.tensor(8.0), atol=0.15, rtol=0)
+    assert_close(one.std(), torch.tensor(2.0), atol=0.3, rtol=0)
+    assert_close(many.std(), torch.tensor(0.5), atol=0.1, rtol=0)
 
 
 class CartPole(Valueless):

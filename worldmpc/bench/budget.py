@@ -27,7 +27,7 @@ PLANNERS: dict[str, dict[str, Any]] = {
 
 DECIDED = (
     ("name", "mpc", "prior", "guidance", "gradient_steps")
-    + ("horizon", "iterations", "extra_iterations", "num_samples", "num_elites", "num_pi_trajs", "num_simulations")
+    + ("horizon", "iterations", "extra_iterations", "num_samples", "num_elites", "num_pi_trajs", "num_simulations", "num_playouts")
 )  # fmt: skip
 """Keys of ``planner`` that :func:`budgeted` decides."""
 
@@ -63,7 +63,8 @@ def traits_of(model: Any) -> Traits:
 def model_evaluations(config: PlannerConfig, traits: Traits = PLAIN) -> int:
     """Return the model steps that one plan of one environment imagines; those of a gradient count once, without its backward pass."""
     if config.name == "mcts":
-        return config.num_simulations * traits.particles * (1 if traits.judges else config.horizon)
+        playouts = 0 if traits.judges else config.num_playouts * (config.horizon - 1)
+        return config.num_simulations * traits.particles * (1 + playouts)
     planner: Any = make_planner(config, 1, 1.0, 2)
     if config.name == "diffusion":
         guided = max(planner.iterations - UNGUIDED_STEPS, 0) if config.guidance else 0
@@ -92,6 +93,7 @@ def budgeted(name: str, budget: int, horizon: int, traits: Traits = PLAIN, itera
         "mpc": True,
         "horizon": horizon,
         "extra_iterations": 0,
+        "num_playouts": 1,
         "gradient_steps": 0,
         "prior": "none",
         "guidance": 0.0,

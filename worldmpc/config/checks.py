@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 _AT_LEAST_1 = (
     "env.num_envs, planner.horizon, planner.iterations, planner.prior_steps, planner.num_samples, planner.num_elites, "
-    "planner.num_simulations, planner.sample_decay, loss.batch_size, steps, eval_freq, replay.capacity, eval.episodes, checkpoint.every, "
-    "log.every, checkpoint.keep, dynamics.members, dynamics.particles, dynamics.batch_size, dynamics.max_epochs, dynamics.patience, "
-    "mbmpc.fit_every, dqn.n_step, dqn.target_every, ppo.rollout_steps, ppo.minibatch_size, ppo.update_epochs, td3.policy_delay"
+    "planner.num_simulations, planner.num_playouts, planner.sample_decay, loss.batch_size, steps, eval_freq, replay.capacity, "
+    "eval.episodes, checkpoint.every, log.every, checkpoint.keep, dynamics.members, dynamics.particles, dynamics.batch_size, "
+    "dynamics.max_epochs, dynamics.patience, mbmpc.fit_every, dqn.n_step, dqn.target_every, ppo.rollout_steps, ppo.minibatch_size, "
+    "ppo.update_epochs, td3.policy_delay"
 )
 _AT_LEAST_1_OR_NULL = "env.action_repeat, env.episode_length, env.num_workers"
 _AT_LEAST_0 = (

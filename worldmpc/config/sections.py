@@ -79,6 +79,7 @@ class PlannerConfig:
     gradient_steps: int = key(0, "gradient ascent steps on the refined plan through the model; Box actions alone")
     gradient_lr: float = key(0.05, "size of a gradient ascent step")
     num_simulations: int = key(50, "mcts: simulations per plan")
+    num_playouts: int = key(1, "mcts with a model that has no value: random continuations of a new node, whose mean return is its value")
     c_puct: float = key(1.25, "mcts: weight of the prior against values (PUCT)")
     root_noise: float = key(0.25, "mcts: share of Dirichlet noise in the prior at the root while exploring")
     dirichlet_alpha: float = key(0.3, "mcts: concentration of that noise")

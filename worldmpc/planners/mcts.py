@@ -64,7 +64,8 @@ class MCTS:
 
     A model without the one (it has no ``action_probs``) or the other (its ``value`` is None) is searched as before AlphaZero (UCT,
     Kocsis and Szepesvari 2006): a missing ``P`` is uniform, and the value of a node is the return of random actions from there to the
-    horizon, and of ``terminal_value`` behind it. Returns of zero values at different depths could not be compared.
+    horizon, and of ``terminal_value`` behind it, the mean of ``planner.num_playouts`` such playouts side by side (Cazenave and Jouandeau
+    2007, leaf parallelization). Returns of zero values at different depths could not be compared.
 
     Nodes at depth ``planner.horizon`` and terminal ones have no children; another visit counts their value again. A simulation that
     ends with a number that is not finite counts as the least ``Q`` of the tree. Of a model with particles, returns are averaged over them;
@@ -88,11 +89,13 @@ class MCTS:
         self.config, self.action_dim, self.discount, self.num_q = config, action_dim, discount, num_q
 
     def model_evaluations(self, model: Model) -> int:
-        """Return the model steps that one plan of one environment imagines: per simulation 1, or ``horizon`` with playouts.
+        """Return the model steps that one plan of one environment imagines: per simulation 1, and those of playouts.
 
         Those of all particles count. A simulation that ends in a node without children steps as well, and drops the result.
         """
-        return self.config.num_simulations * getattr(model, "num_particles", 1) * (1 if _judges(model) else self.config.horizon)
+        config = self.config
+        playouts = 0 if _judges(model) else config.num_playouts * (config.horizon - 1)
+        return config.num_simulations * getattr(model, "num_particles", 1) * (1 + playouts)
 
     def init(self, num_envs: int, device: torch.device) -> PlanState:
         """Return the warm start of fresh episodes: uniform probabilities."""
@@ -102,9 +105,10 @@ class MCTS:
     def noise_specs(self, num_envs: int) -> dict[str, NoiseSpec]:
         """Declare the noise of one plan."""
         each, simulations = (num_envs, self.action_dim), self.config.num_simulations
+        playouts = (self.config.horizon - 1, num_envs, self.config.num_playouts, self.action_dim)
         return {
             "terminal": NoiseSpec("normal", (simulations, *each)),
-            "playout": NoiseSpec("uniform", (simulations, self.config.horizon - 1, *each)),
+            "playout": NoiseSpec("uniform", (simulations, *playouts)),
             "critics": NoiseSpec("subset", (2,), self.num_q),
             "root_normal": NoiseSpec("normal", (GAMMA_TRIALS, *each)),
             "root_exponential": NoiseSpec("exponential", (GAMMA_TRIALS + 1, *each)),
@@ -221,16 +225,17 @@ class MCTS:
         return torch.where(expanded, slot, parent)
 
     def _value(self, model: Model, z: Tensor, depth: Tensor, random: Noise) -> Tensor:
-        """Value of new nodes [P, E, Z] at a depth [E], by the model or by a playout to the horizon: [P, E]."""
-        eps, critics, playout = random["eps"].expand(*z.shape[:2], -1), random["critics"], random["playout"]
+        """Value of new nodes [P, E, Z] at a depth [E], by the model or by playouts to the horizon: [P, E]."""
+        eps, critics, playout = random["eps"].expand(*z.shape[:2], -1), random["critics"], random["playout"]  # [H-1, E, K, A]
         if _judges(model) or not len(playout):
             return model.terminal_value(z, eps, critics)
+        z = z[:, :, None].expand(-1, -1, playout.shape[2], -1)  # [P, E, K, Z]
         steps = _imagine(model, z, one_hot_argmax(playout).to(z.dtype))
-        left = (self.config.horizon - depth).clamp(min=0).long()  # of the H - 1 steps, those to the horizon
-        last = steps.z.gather(0, left[None, None, :, None].expand(1, *z.shape)).squeeze(0)
-        taken = (torch.arange(len(playout), device=z.device)[:, None] < left)[:, None]
-        value = model.terminal_value(last, eps, critics)
-        return _discounted(steps.reward, self.discount * steps.cont, taken, value)[0]
+        left = (self.config.horizon - depth).clamp(min=0).long()[:, None]  # of the H - 1 steps, those to the horizon
+        last = steps.z.gather(0, left[None, None, ..., None].expand(1, *z.shape)).squeeze(0)
+        taken = (torch.arange(len(playout), device=z.device)[:, None, None] < left)[:, None]
+        value = model.terminal_value(last, eps[:, :, None].expand(*z.shape[:3], -1), critics)
+        return _discounted(steps.reward, self.discount * steps.cont, taken, value)[0].mean(2)
 
 
 def _judges(model: Any) -> bool:
@@ -246,15 +251,15 @@ def _step(model: Model, z: Tensor, action: Tensor) -> ModelStep:
 
 
 def _imagine(model: Model, z: Tensor, actions: Tensor) -> ModelStep:
-    """Imagine sequences as in :func:`rollout_return`: [P, E, Z], [D, E, A] -> z [D+1, P, E, Z], reward [D, P, E], cont [D, P, E]."""
+    """Imagine sequences as in :func:`rollout_return`: [P, E, ..., Z], [D, E, ..., A] -> z [D+1, P, E, ..., Z], others [D, P, E, ...]."""
     if len(z) == 1:
         steps = rollout(model, z[0], actions)
         return ModelStep(*(part[:, None] for part in steps))
-    return rollout(model, z, actions[:, None].expand(-1, len(z), -1, -1))
+    return rollout(model, z, actions[:, None].expand(-1, len(z), *actions.shape[1:]))
 
 
 def _discounted(reward: Tensor, weight: Tensor, counts: Tensor, value: Tensor) -> list[Tensor]:
-    """Returns from every step on, of steps with [D, P, E] each, where they count, and a value [P, E] behind them."""
+    """Returns from every step on, of steps with [D, P, E, ...] each, where they count, and a value [P, E, ...] behind them."""
     reward, weight = reward.where(counts, 0.0), weight.where(counts, 1.0)
     returns = [value]
     for now, later in zip(reversed(reward.unbind()), reversed(weight.unbind()), strict=True):
