@@ -121,6 +121,10 @@ def weighted_sum(
     return total, metrics | {"total_loss": total.detach()}
 
 
+GREEDY = 1e-6
+"""Least entropy coefficient of :func:`boltzmann_policy`, where next to nothing but the best choice is left."""
+
+
 def max_q_policy(
     model: WorldModel, zs: Tensor, mask: Tensor, scale: Tensor, rho: float, entropy_coef: float, tau: float, noise: Noise
 ) -> tuple[Tensor, Metrics]:
@@ -152,22 +156,24 @@ def max_q_policy(
     return loss.mean(), metrics
 
 
-def expected_q_policy(
+def boltzmann_policy(
     model: WorldModel, zs: Tensor, mask: Tensor, scale: Tensor, rho: float, entropy_coef: float, tau: float, noise: Noise
 ) -> tuple[Tensor, Metrics]:
-    """Do what :func:`max_q_policy` does for one-hot actions, with the exact expectation over all ``A`` of them instead of a sample.
+    """Policy objective for one-hot actions: cross-entropy to the distribution that :func:`max_q_policy`'s objective is largest at.
 
-    Loss: -E_{a ~ pi}[mean Q(z, a)] / scale - entropy_coef * entropy, weighted over time.
+    E[Q] / scale + entropy_coef * entropy is largest for p = softmax(Q / (scale * entropy_coef)) (Boltzmann), so the loss is -E_p[log pi].
+    Climbing the objective itself stalls: its gradient vanishes with the probability of a choice, and a policy that is sure of a choice
+    does not change its mind. Arguments and result are those of :func:`max_q_policy`.
     """
     log_probs = torch.log_softmax(model.pi(zs), -1)  # [T+1, B, A]
     with torch.no_grad():
         values = model.choice_values(zs, noise["pi_critics"]).mean(0)  # [T+1, B, A]
-    probs = log_probs.exp()
-    expected = (probs * values).sum(-1)
-    entropy = -(probs * log_probs).sum(-1)
-    scale = update_scale(scale, expected[0].detach(), tau)
-    loss = -(entropy_coef * entropy + expected / scale) * time_weights(rho, mask)
-    return loss.mean(), {"pi_entropy": entropy.detach().mean(), "pi_scale": scale}
+        expected = model.expected(values, zs)
+        scale = update_scale(scale, expected[0], tau)
+        best = torch.softmax(values / (scale * max(entropy_coef, GREEDY)), -1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+    loss = -(best * log_probs).sum(-1) * time_weights(rho, mask)
+    return loss.mean(), {"pi_entropy": entropy.mean(), "pi_scale": scale}
 
 
 def update_scale(scale: Tensor, values: Tensor, tau: float) -> Tensor:

@@ -53,7 +53,7 @@ def test_prior_samples_its_own_probabilities_and_evaluates_by_its_mode():
     assert model.propose(z, torch.zeros(1, 3)).argmax() == probs.argmax()
 
 
-def test_policy_objective_is_the_expectation_over_all_choices():
+def test_policy_learns_the_boltzmann_distribution_of_values():
     agent = make()
     model, zs = agent.model, torch.softmax(torch.randn(4, 8, 16), -1)
     mask = torch.ones(4, 8)
@@ -61,18 +61,39 @@ def test_policy_objective_is_the_expectation_over_all_choices():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
-    loss, metrics = losses.expected_q_policy(model, zs, mask, torch.tensor(2.0), 0.5, 0.1, 0.01, noise)
-    probs = torch.softmax(model.pi(zs), -1)
-    expected = torch.zeros(4, 8)
-    for choice in range(3):
-        action = torch.eye(3)[choice].expand(4, 8, 3)
-        expected = expected + probs[..., choice] * model.q_values(zs, action).mean(0)
-    entropy = -(probs * probs.log()).sum(-1)
-    by_hand = -((0.1 * entropy + expected / metrics["pi_scale"]) * 0.5 ** torch.arange(4)[:, None]).mean()
-    torch.testing.assert_close(loss, by_hand)
+    loss, metrics = losses.boltzmann_policy(model, zs, mask, torch.tensor(2.0), 0.5, 0.1, 0.01, noise)
+    values = torch.stack([model.q_values(zs, torch.eye(3)[choice].expand(4, 8, 3)).mean(0) for choice in range(3)], -1)
+    best = (values / (0.1 * metrics["pi_scale"])).exp()
+    best = best / best.sum(-1, keepdim=True)
+    logits = model.pi(zs)
+    by_hand = -(best * torch.log_softmax(logits, -1)).sum(-1) * 0.5 ** torch.arange(4)[:, None]
+    torch.testing.assert_close(loss, by_hand.mean())
     gradients = torch.autograd.grad(loss, list(model.pi.parameters()) + list(model.q.parameters()), allow_unused=True)
     count = len(list(model.pi.parameters()))
     assert all(gradient is not None for gradient in gradients[:count]) and all(gradient is None for gradient in gradients[count:])
+    # It is what maximises the published objective: nothing in its neighbourhood is better.
+    scale = metrics["pi_scale"]
+
+    def objective(probs):
+        return (probs * values).sum(-1) / scale - 0.1 * torch.xlogy(probs, probs).sum(-1)
+
+    for seed in range(20):
+        other = torch.softmax(best.log() + 0.05 * torch.randn(best.shape, generator=torch.Generator().manual_seed(seed)), -1)
+        assert (objective(other) <= objective(best) + 1e-6).all()
+
+
+@pytest.mark.parametrize("entropy_coef", [0.0, 1e-4, 1e-2])
+def test_a_policy_that_is_sure_of_the_wrong_choice_changes_its_mind(entropy_coef):
+    agent = make()
+    model, zs, mask = agent.model, torch.softmax(torch.randn(4, 8, 16), -1), torch.ones(4, 8)
+    logits = torch.full((4, 8, 3), -20.0, requires_grad=True)
+    sure = torch.eye(3)[0] * 40 + logits
+    model.pi.forward = lambda z: sure[: z.shape[0]]
+    values = torch.tensor([0.0, 1.0, 0.5])
+    model.choice_values = lambda z, critics: values.expand(2, *z.shape[:-1], 3)
+    loss, _ = losses.boltzmann_policy(model, zs, mask, torch.tensor(1.0), 0.5, entropy_coef, 0.01, {"pi_critics": torch.tensor([1, 0])})
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (gradient[0, :, 0] > 0.9 / 32).all() and (gradient[0, :, 1] < -0.9 / 32).all()  # of 32 rows, the sure one down, the best up
 
 
 def test_values_are_expected_over_all_choices():

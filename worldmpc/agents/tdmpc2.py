@@ -47,7 +47,7 @@ class TDMPC2:
         )
         self.model.to(self.device)
         self.planner = make_planner(config.planner, spec.action_dim, self.discount, self.model.num_q, spec.discrete)
-        self._policy_objective = losses.expected_q_policy if spec.discrete else losses.max_q_policy
+        self._policy_objective = losses.boltzmann_policy if spec.discrete else losses.max_q_policy
         self.terms: dict[str, LossTerm] = {"consistency": losses.consistency, "reward": losses.reward, "value": losses.value}
         self.weights = {"consistency": config.loss.consistency_coef, "reward": config.loss.reward_coef, "value": config.loss.value_coef}
         groups = {"encoder.": config.optim.enc_lr_scale, "dynamics.": 1.0, "reward.": 1.0, "q.": 1.0}

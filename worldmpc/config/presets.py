@@ -115,9 +115,19 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
             "dqn": {"hidden": (128, 128), "n_step": 5, "target_every": 250, "epsilon_fraction": 0.16},
         },
     },
+    "mbmpc": {
+        "gym/CartPole-v1": {
+            "steps": 10_000,
+            "dynamics": {"hidden": (64, 64)},
+            "planner": {"name": "cem", "horizon": 30, "num_samples": 128, "num_elites": 16, "iterations": 2, "num_pi_trajs": 16},
+        },
+    },
     "mpc": {
         # A reward of 1 per step is all the same until a sequence ends within the horizon: it must see the cart reach the edge.
-        "gym/CartPole-v1": {"steps": 1, "planner": {"horizon": 80, "num_samples": 512, "num_elites": 16, "iterations": 2}},
+        "gym/CartPole-v1": {
+            "steps": 1,
+            "planner": {"horizon": 80, "num_samples": 512, "num_elites": 16, "iterations": 2, "num_playouts": 16},
+        },
         "gym/Pendulum-v1": {"steps": 1, "planner": {"horizon": 20}},
     },
     "pets": {
@@ -159,11 +169,11 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
     "tdmpc2": {
         "gym/CartPole-v1": merge(
             PRESETS["cpu"],
-            {"steps": 20_000, "eval_freq": 2_000, "env": {"discount": 0.97}},
+            {"steps": 20_000, "eval_freq": 2_000, "env": {"discount": 0.97}, "loss": {"entropy_coef": 0.01}},
         ),
         "gym/Acrobot-v1": merge(
             PRESETS["cpu"],
-            {"steps": 50_000, "eval_freq": 5_000, "env": {"discount": 0.97}},
+            {"steps": 50_000, "eval_freq": 5_000, "env": {"discount": 0.97}, "loss": {"entropy_coef": 0.01}},
         ),
     },
 }
