@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ CustomLoss = Callable[..., Tensor]
 
 
 class LossError(ConfigError):
-    """A loss that cannot be used; nothing was changed by it."""
+    """A loss that cannot be used; its update was not applied."""
 
 
 def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, discount: float, lam: float) -> Tensor:
@@ -77,7 +79,15 @@ def ppo_terms(
         ``total_loss`` = ``policy_loss`` + vf_coef ``value_loss`` + ent_coef ``entropy_loss``, where ``value_loss`` is half the squared
         error and ``entropy_loss`` the negative entropy; and without gradient ``approx_kl`` (of the old from the new policy: the mean
         of r - 1 - log r, Schulman 2020) and ``clipfrac`` (share of ratios beyond the clip).
+
+    Raises:
+        LossError: anything but one number per observation, which would be broadcast to a wrong loss.
     """
+    policy = {"the policy's log_prob": log_prob, "the policy's entropy": entropy, "the policy's value": value}
+    given = {f"the batch's {name}": getattr(batch, name) for name in ("log_prob", "value", "advantage", "returns")}
+    for name, values in (policy | given).items():
+        if values.shape != batch.obs.shape[:1]:
+            raise LossError(f"{name}: expected one number per observation, {list(batch.obs.shape[:1])}, got shape {list(values.shape)}")
     log_ratio = log_prob - batch.log_prob
     ratio = log_ratio.exp()
     advantage = batch.advantage
@@ -102,24 +112,40 @@ def ppo_terms(
     }
 
 
-def custom_loss(function: CustomLoss, policy: Any, batch: RolloutBatch) -> tuple[str, Tensor]:
-    """Evaluate a custom loss, and return its metric's name and itself [].
+def custom_names(functions: Sequence[CustomLoss]) -> list[str]:
+    """Return what custom losses are called: the functions' names, numbered from the second of the same name on."""
+    seen, names = Counter[str](), []
+    for function in functions:
+        while isinstance(function, functools.partial):
+            function = function.func
+        name = getattr(function, "__name__", type(function).__name__)
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return names
+
+
+def custom_loss(name: str, function: CustomLoss, policy: Any, batch: RolloutBatch) -> Tensor:
+    """Evaluate a custom loss [].
 
     Raises:
-        LossError: it is no finite scalar; the message has the function's name.
+        LossError: it fails, or is no finite scalar; the message has its ``name``.
     """
-    name = getattr(function, "__name__", type(function).__name__)
-    loss = function(
-        policy=policy,
-        obs=batch.obs,
-        actions=batch.action,
-        rewards=batch.reward,
-        values=batch.value,
-        advantages=batch.advantage,
-    )
+    tensors = {
+        "obs": batch.obs,
+        "actions": batch.action,
+        "rewards": batch.reward,
+        "values": batch.value,
+        "advantages": batch.advantage,
+    }
+    try:
+        loss = function(policy=policy, **tensors)
+    except Exception as error:
+        shapes = ", ".join(f"{key} {list(values.shape)}" for key, values in tensors.items())
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise LossError(f"custom loss {name}: {reason}; it is called with the keywords policy, {shapes}") from error
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         got = f"a tensor of {loss.dtype} and shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise LossError(f"custom loss {name}: expected a float tensor with one number, got {got}; return its mean")
     if not bool(loss.isfinite()):
-        raise LossError(f"custom loss {name}: is {float(loss.detach()):g}; the update was not applied")
-    return f"custom/{name}", loss.reshape(())
+        raise LossError(f"custom loss {name}: is {float(loss.detach()):g}; that update was not applied")
+    return loss.reshape(())

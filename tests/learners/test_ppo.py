@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -151,6 +152,70 @@ def test_bad_custom_losses_are_named_and_change_nothing(loss, message):
     with pytest.raises(LossError, match=f"custom loss broken_loss: .*{message}"):
         ppo.step(batch, [broken_loss])
     assert torch.equal(before, parameters(ppo)) and not ppo.optimizer.state
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            lambda policy, obs, actions, rewards, **rest: (obs * rewards).mean(),
+            r"size of tensor .* policy, obs \[16, 3\], .*rewards \[16\]",
+        ),
+        (lambda observations, actions: actions.mean(), "TypeError: .*keywords policy, obs"),
+    ],
+)
+def test_custom_losses_that_fail_are_named(loss, message):
+    ppo = make()
+    loss.__name__ = "mine"
+    batch, before = batch_of(ppo), parameters(ppo)
+    with pytest.raises(LossError, match=f"custom loss mine: .*{message}") as caught:
+        ppo.step(batch, [functools.partial(loss)])
+    assert isinstance(caught.value.__cause__, RuntimeError | TypeError) and torch.equal(before, parameters(ppo))
+
+
+def test_custom_losses_of_one_name_are_numbered():
+    def scaled(scale, **batch):
+        return torch.tensor(scale)
+
+    ppo = make()
+    found = ppo.step(batch_of(ppo), [functools.partial(scaled, 1.0), lambda **batch: torch.tensor(2.0), functools.partial(scaled, 3.0)])
+    assert {name: float(value) for name, value in found.items() if name.startswith("custom/")} == {
+        "custom/scaled": 1.0,
+        "custom/<lambda>": 2.0,
+        "custom/scaled_2": 3.0,
+    }
+
+
+def test_a_custom_loss_without_a_gradient_is_pointed_at():
+    def root(policy, **batch):
+        return (0 * policy.log_std.sum()).sqrt()  # 0, with a gradient of infinity times 0
+
+    ppo = make()
+    with pytest.raises(LossError, match=r"the gradient is not finite .*custom/root 0\).* and at the custom losses; that update was not"):
+        ppo.update(rollout(ppo), custom_loss_fns=[root])
+
+
+@pytest.mark.parametrize("name", ["log_prob", "value", "advantage", "returns"])
+def test_batches_of_other_shapes_are_refused(name):
+    ppo = make()
+    batch = batch_of(ppo)
+    with pytest.raises(LossError, match=rf"the batch's {name}: expected one number per observation, \[16\], got shape \[16, 1\]"):
+        ppo.step(batch._replace(**{name: getattr(batch, name)[:, None]}))
+
+
+@pytest.mark.parametrize(("place", "name"), [(1, "log_prob"), (2, "entropy"), (3, "value")])
+def test_policies_that_return_other_shapes_are_refused(place, name):
+    ppo = make()
+    batch, inner = batch_of(ppo), ppo.policy
+
+    def policy(*arguments):
+        found = list(inner(*arguments))
+        found[place] = found[place][:, None]
+        return found
+
+    ppo.policy = policy
+    with pytest.raises(LossError, match=rf"the policy's {name}: .*got shape \[16, 1\]"):
+        ppo.step(batch)
 
 
 def test_update_that_is_not_finite_is_not_applied():

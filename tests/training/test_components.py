@@ -8,6 +8,7 @@ import io
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -64,6 +65,19 @@ def test_evaluations_repeat_and_can_differ(tmp_path):
     assert first == evaluator.evaluate("mine", index=1) == evaluator.evaluate(PolicyRecord("x", policy), index=1)
 
 
+def test_a_policy_that_samples_by_itself_repeats_and_disturbs_nobody():
+    class Sampling(torch.nn.Module):
+        def forward(self, obs, state, action=None):
+            return torch.randn(len(obs), 2), *[obs[:, 0]] * 3, None
+
+    evaluator = PolicyEvaluator({"a": ["toy/pointmass"]}, episodes=2)
+    before = torch.get_rng_state()
+    first = evaluator.evaluate(Sampling(), index=1)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(3)
+    assert first == evaluator.evaluate(Sampling(), index=1) != evaluator.evaluate(Sampling(), index=2)
+
+
 def test_more_episodes_than_environments_without_a_time_limit():
     task = CurriculumTask("endless", lambda: PointMass(length=None))
     result = PolicyEvaluator({"a": [task]}, episodes=18).play(Perfect(10.0), task)
@@ -74,6 +88,15 @@ def test_bad_suites_and_policies():
     for suite in ({}, {"a": []}, {"a": ["toy/balance", "toy/balance"]}, {"a": [CurriculumTask("score", "toy/balance")]}):
         with pytest.raises(ConfigError, match="suite"):
             PolicyEvaluator(suite)
+    for suite in ("toy/balance", ["toy/balance"]):
+        with pytest.raises(ConfigError, match="suite: expected categories with lists of tasks"):
+            PolicyEvaluator(suite)  # type: ignore[arg-type]
+    for tasks in ("toy/balance", CurriculumTask("a", "toy/balance")):
+        with pytest.raises(ConfigError, match="suite.a: expected a list of tasks, got .*put it in brackets"):
+            PolicyEvaluator({"a": tasks})  # type: ignore[dict-item]
+    for sizes in ((3, 2), (2, 1), (2, 2, (8,), True)):
+        with pytest.raises(ConfigError, match="suite: toy/pointmass has .* the policy was made for"):
+            PolicyEvaluator({"a": ["toy/pointmass"]}).evaluate(ActorCritic(*sizes))
     with pytest.raises(ConfigError, match="policy store"):
         PolicyEvaluator({"a": ["toy/balance"]}).evaluate("mine")
 
@@ -211,7 +234,10 @@ def test_stats_are_averaged_and_written_everywhere(tmp_path):
     run = Run()
     logger = make_logger(tmp_path, wandb_run=run, action_repeat=2)
     logger.add_stats({"episode_return": [1.0, 3.0], "episode_length": [10.0]})
-    logger.add_stats({"episode_return": [5.0], "speed": 2.0})
+    logger.add_stats({"episode_return": np.array([5.0]), "speed": torch.tensor(2.0)})
+    for wrong in ("fast", ["fast"], None):
+        with pytest.raises(ConfigError, match="stats.word: expected numbers, got"):
+            logger.add_stats({"word": wrong})  # type: ignore[dict-item]
     record = logger.process_and_log(100, 1, {"policy_loss": 0.5}, updates=8, evals={"easy/score": 7.0})
     assert record["rollout/episode_return"] == 3.0 and record["rollout/speed"] == 2.0
     assert record["train/policy_loss"] == 0.5 and record["eval/easy/score"] == 7.0
@@ -341,7 +367,7 @@ def test_bad_curricula():
     for tasks in ([], ["a", "a"]):
         with pytest.raises(ConfigError, match="curriculum.tasks"):
             Curriculum(tasks)
-    for weights in ([1.0], [1.0, -1.0], [0.0, 0.0]):
+    for weights in ([1.0], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan], [1.0, math.inf]):
         with pytest.raises(ConfigError, match="curriculum.weights"):
             Curriculum(["a", "b"], "weighted", weights=weights)
     with pytest.raises(ConfigError, match="curriculum.strategy"):

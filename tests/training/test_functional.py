@@ -26,7 +26,8 @@ from worldmpc.training.functional import (
     make_experience,
     run_training,
 )
-from worldmpc.training.policy_store import PolicyStore
+from worldmpc.training.policy_store import PolicyRecord, PolicyStore
+from worldmpc.training.restore import load_agent
 
 CONFIG = TrainerConfig(total_timesteps=128, tensorboard=False, progress="none", device="cpu")
 PPO = PPOConfig(rollout_steps=8, minibatch_size=16, update_epochs=2)
@@ -167,8 +168,12 @@ def test_resumed_after_its_end_does_nothing(tmp_path):
 def test_resuming_nothing_begins(tmp_path):
     config, store = make_run(tmp_path)
     assert loop(64, None, None, store, config=config, resume=True).epoch == 2
-    with pytest.raises(FileExistsError, match="earlier run"):
-        loop(64, None, None, store, config=config)
+    with pytest.raises(ConfigError, match="trainer.run_dir: .* holds an earlier training"):
+        loop(64, None, None, store, config=config, step_fn=lambda *arguments: pytest.fail("collected before it said so"))
+    (tmp_path / "run" / "checkpoints" / "trainer_state" / "meta.json").unlink()
+    (tmp_path / "run" / "checkpoints" / "trainer_state").rename(tmp_path / "gone")  # as after an end before the first checkpoint
+    assert loop(64, None, None, store, config=config, resume=True).epoch == 2
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
     with pytest.raises(ConfigError, match="resume: needs trainer.run_dir"):
         loop(64, resume=True)
 
@@ -185,6 +190,16 @@ def test_checkpoints_are_written_at_the_interval_and_at_the_end(tmp_path):
     state = loop(32 * 5, policy(), None, store, config=config)
     assert store.names() == ["policy_000002", "policy_000004", "policy_000005"]
     assert store.policy("policy_000005").metadata["agent_steps"] == state.agent_steps == 160
+
+
+def test_agents_are_not_loaded_from_a_training_of_components(tmp_path):
+    """What ``worldmpc evaluate`` does with its path."""
+    config, store = make_run(tmp_path)
+    loop(32, policy(), None, store, config=config)
+    run = tmp_path / "run"
+    for path in (run, run / "checkpoints", run / "checkpoints" / "trainer_state", run / "policies" / "policy_000001"):
+        with pytest.raises(CheckpointError, match="written by worldmpc.training.components.* PolicyEvaluator"):
+            load_agent(path)
 
 
 def test_the_store_makes_the_policy(tmp_path):
@@ -209,6 +224,58 @@ def test_tasks_alternate_and_their_episodes_go_on():
 def test_tasks_of_other_dimensions_are_refused():
     with pytest.raises(ConfigError, match="toy/pointmass has"):
         loop(128, policy(), tasks("balance", "pointmass", strategy="round_robin"))
+
+
+def test_tasks_of_other_discounts_are_refused():
+    both = [CurriculumTask(str(discount), "toy/balance", EnvConfig(num_envs=4, discount=discount)) for discount in (0.5, 0.9)]
+    with pytest.raises(ConfigError, match="0.9 has env.discount=0.9, 0.5 has 0.5"):
+        loop(128, curriculum=Curriculum(both, "round_robin"))
+
+
+def test_what_is_no_task_is_refused():
+    class Bare:
+        def env_cfg(self):
+            return {"num_envs": 4}
+
+    class Named(Bare):
+        name, env = "balance", "toy/balance"
+
+    class Source:
+        def __init__(self, *found):
+            self.found = iter(found)
+
+        def get_task(self):
+            return next(self.found)
+
+    with pytest.raises(ConfigError, match="returned a Bare without name and env; return a CurriculumTask"):
+        loop(64, curriculum=Source(Bare()))
+    with pytest.raises(ConfigError, match="without name and env"):  # the second one as well
+        loop(64, curriculum=Source(tasks("balance").get_task(), Bare()))
+    with pytest.raises(ConfigError, match="env_cfg\\(\\) of balance returned a dict"):
+        loop(64, curriculum=Source(Named()))
+
+
+def test_any_store_of_policies(tmp_path):
+    class Memory:
+        def __init__(self):
+            self.records = {}
+
+        def create(self, env):
+            return PolicyRecord("initial", policy())
+
+        def save(self, name, policy, metadata=None):
+            self.records[name] = PolicyRecord(name, policy, f"memory://{name}", dict(metadata or {}))
+            return self.records[name]
+
+        def policy(self, uri):
+            return self.records[uri]
+
+    store = Memory()
+    assert loop(32, "store", None, store).epoch == 1 and not store.records
+    config = dataclasses.replace(CONFIG, run_dir=str(tmp_path))
+    loop(32, "store", None, store, config=config)
+    assert list(store.records) == ["policy_000001"]
+    assert loop(64, "store", None, store, config=config, resume=True).epoch == 2
 
 
 def test_any_source_of_tasks():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import dataclasses
 import gc
@@ -84,6 +85,21 @@ def test_interrupted_and_resumed_equals_uninterrupted():
         second.load_state_dict(saved)
         train(second, [], 70)
         assert differences(snapshot(whole), snapshot(second)) == []
+
+
+def test_states_of_before_there_was_success_are_resumed():
+    first = make(num_envs=2, seed_decisions=100)
+    train(first, [], 61)
+    now, older = copy.deepcopy(first.state_dict()), copy.deepcopy(first.state_dict())
+    loop = older["loop"]
+    del loop["running_success"]
+    loop["running_length"], loop["finished"] = loop["running_length"].float(), loop["finished"][:, :2]
+    assert len(loop["finished"]) >= 1 and loop["running_return"].sum() > 0
+    resumed = [make(num_envs=2, seed_decisions=100) for _ in range(2)]
+    for state, saved in zip(resumed, (now, older), strict=True):
+        state.load_state_dict(saved)
+        train(state, [], 90)
+    assert differences(*map(snapshot, resumed)) == []
 
 
 def test_evaluation_and_hooks_do_not_disturb_training():
@@ -178,6 +194,8 @@ def test_exploding_loss_is_named():
     metrics = fine | {"termination_loss": torch.tensor(2e3), "total_loss": torch.tensor(4e3)}
     with pytest.raises(DivergenceError, match="termination_loss is 2000"):
         check_losses(metrics, 10.0)
+    with pytest.raises(DivergenceError, match="custom/mine is 99"):
+        check_losses(fine | {"total_loss": torch.tensor(99.0), "custom/mine": torch.tensor(99.0)}, 10.0)
     with pytest.raises(DivergenceError, match="in some update"):
         check_losses(fine | {"skipped_updates": torch.tensor(1.0)}, 10.0)
 

@@ -51,7 +51,8 @@ class PPOOptimizer:
         self.updates = 0
         """Updates so far, those included that were not applied."""
         self.skipped = 0
-        """Updates that were not applied because of their loss or gradient."""
+        """Updates of this object that were not applied because of their loss or gradient; such an update ends a run, so that one that
+        goes on begins at 0."""
 
     @torch.no_grad()
     def prepare(self, experience: Experience) -> RolloutBatch:
@@ -75,6 +76,9 @@ class PPOOptimizer:
         """Return ``policy_loss, value_loss, entropy_loss, total_loss, approx_kl, clipfrac``, all [].
 
         Arguments are those of :class:`worldmpc.types.RolloutBatch`; ``progress`` is that of the training, for ``anneal_clip``.
+
+        Raises:
+            LossError: an argument, or what the policy returns, is not one number per observation [B].
         """
         config, (_, log_prob, entropy, value, _) = self.config, self.policy(obs, None, actions)
         return on_policy.ppo_terms(
@@ -97,19 +101,19 @@ class PPOOptimizer:
 
         Args:
             batch: [B, ...].
-            custom_loss_fns: added to the loss; see :data:`worldmpc.on_policy.CustomLoss`. Their metrics are ``custom/<function's name>``.
+            custom_loss_fns: added to the loss; see :data:`worldmpc.on_policy.CustomLoss`. Their metrics are ``custom/<name>``, as in
+                :func:`worldmpc.on_policy.custom_names`.
             progress: share of the training that is done, for ``anneal_clip``.
 
         Raises:
-            LossError: a custom loss is no finite scalar; nothing was changed.
+            LossError: a custom loss fails or is no finite scalar, or see :meth:`compute_ppo_loss`; this call changed nothing.
         """
         batch = RolloutBatch(*(values.to(self.device) for values in batch))
         obs, action, log_prob, _, value, advantage, returns = batch
         metrics = self.compute_ppo_loss(obs, action, log_prob, advantage, returns, value, progress)
         loss = metrics["total_loss"]
-        for function in custom_loss_fns:
-            name, extra = on_policy.custom_loss(function, self.policy, batch)
-            metrics[name] = metrics.get(name, torch.zeros_like(extra)) + extra
+        for name, function in zip(on_policy.custom_names(custom_loss_fns), custom_loss_fns, strict=True):
+            metrics[f"custom/{name}"] = extra = on_policy.custom_loss(name, function, self.policy, batch)
             loss = loss + extra
         metrics = {name: value.detach() for name, value in (metrics | {"total_loss": loss}).items()}
         self.updates += 1
@@ -131,7 +135,8 @@ class PPOOptimizer:
         ``update_epochs`` passes over it, or as configured; the other arguments are those of :meth:`step`.
 
         Raises:
-            LossError: a loss or gradient is not finite, or a loss above ``max_loss``; that update was not applied.
+            LossError: a loss or gradient is not finite, or a loss above ``max_loss``, or see :meth:`step`; that update was not applied,
+                those before it on the same rollout were.
             ConfigError: the rollout is not full.
         """
         if not experience.ready_for_training:
@@ -142,8 +147,7 @@ class PPOOptimizer:
         for _ in range(source.ready()):
             metrics = self.step(source.next(), custom_loss_fns or (), progress=progress)
             if self.skipped > skipped:
-                terms = ", ".join(f"{name} {float(value):g}" for name, value in metrics.items() if name.endswith("_loss"))
-                raise LossError(f"update: loss or gradient not finite, or too large ({terms}), not applied; look at the scale of rewards")
+                raise LossError(f"update: {self._why_skipped(metrics)}; that update was not applied")
             for name, value in metrics.items():
                 found[name].append(value)
         return {name: float(torch.stack(values).mean()) for name, values in found.items()}
@@ -156,6 +160,15 @@ class PPOOptimizer:
         """Restore what :meth:`state_dict` returned."""
         self.stopped, self.updates = bool(state["stopped"]), int(state["updates"])
         self.generator.set_state(state["generator"].cpu())
+
+    def _why_skipped(self, metrics: Metrics) -> str:
+        """Return which numbers of an update were out of bounds, and where to look."""
+        good = bool(metrics["total_loss"].abs() < self.max_loss)
+        what = "the gradient is not finite" if good else f"the loss is not finite, or not below max_loss={self.max_loss:g}"
+        terms = {name: value for name, value in metrics.items() if name.endswith("_loss") or name.startswith("custom/")}
+        values = ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
+        custom = " and at the custom losses" if any(name.startswith("custom/") for name in terms) else ""
+        return f"{what} ({values}); look at the scale of rewards{custom}"
 
     def _descend(self, loss: Tensor) -> Tensor:
         """Take one step down the clipped gradient, unless it or the loss is out of bounds; return the norm before clipping []."""

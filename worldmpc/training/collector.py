@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,8 @@ from worldmpc.config import ConfigError
 from worldmpc.data.rollout import Experience
 from worldmpc.envs.vector import VecEnv
 from worldmpc.noise import NoiseSpec, NoiseStream
-from worldmpc.types import EnvStep, Transition
+from worldmpc.training.episodes import EpisodeTally
+from worldmpc.types import Transition
 
 Policy = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Any]]
 """``policy(obs [B, *O], state, action=None) -> action [B, A], log_prob [B], entropy [B], value [B], anything``, such as
@@ -50,8 +52,7 @@ class RolloutCollector:
         self.stream = NoiseStream(seed, "collect", device=self.device)
         function = policy.forward if isinstance(policy, nn.Module) else policy
         self._samples_itself = "eps" not in inspect.signature(function).parameters
-        self._running_return = torch.zeros(vecenv.num_envs, dtype=torch.float64)
-        self._running_length = torch.zeros(vecenv.num_envs, dtype=torch.int64)
+        self._tally = EpisodeTally(vecenv.num_envs)
 
     def collect(self, num_steps: int | None = None) -> tuple[dict[str, list[float]], int]:
         """Step until the rollout is full; one that is full already gives way to the next.
@@ -80,20 +81,17 @@ class RolloutCollector:
             "envs": self.vecenv.state_dict(),
             "stream": self.stream.state_dict(),
             "agent_steps": self.agent_steps,
-            "running_return": self._running_return.clone(),
-            "running_length": self._running_length.clone(),
+            **self._tally.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; environments that cannot be resumed exactly begin fresh episodes, with a warning."""
         self.stream.load_state_dict(state["stream"])
         self.agent_steps = int(state["agent_steps"])
-        self._running_return.copy_(state["running_return"])
-        self._running_length.copy_(state["running_length"])
+        self._tally.load_state_dict(state)
         if not self.vecenv.load_state_dict(state["envs"]):
             self.experience.cut()
-            self._running_return.zero_()
-            self._running_length.zero_()
+            self._tally.reset()
 
     @torch.no_grad()
     def _step(self, stats: dict[str, list[float]]) -> None:
@@ -109,16 +107,8 @@ class RolloutCollector:
             Transition(obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, extras),
         )
         self.agent_steps += int(step.valid.sum())
-        self._note_episodes(step, stats)
-
-    def _note_episodes(self, step: EnvStep, stats: dict[str, list[float]]) -> None:
-        self._running_return += step.reward
-        self._running_length += step.valid
-        done = step.terminated | step.truncated
-        for env in done.nonzero().flatten().tolist():
-            stats["episode_return"].append(float(self._running_return[env]))
-            stats["episode_length"].append(float(self._running_length[env]))
-            if not bool(step.success[env].isnan()):
-                stats.setdefault("episode_success", []).append(float(step.success[env]))
-        self._running_return[done] = 0.0
-        self._running_length[done] = 0
+        for episode in self._tally.note(step).values():
+            stats["episode_return"].append(episode.ret)
+            stats["episode_length"].append(float(episode.length))
+            if not math.isnan(episode.success):
+                stats.setdefault("episode_success", []).append(episode.success)

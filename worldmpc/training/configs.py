@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from worldmpc.config import ConfigError, EnvConfig, PPOConfig, RunConfig, flat_fields
 from worldmpc.config.base import build, key
+from worldmpc.config.run import plain
+from worldmpc.training.curriculum import Curriculum, Strategy
 from worldmpc.training.legacy_configs import translate
 
 __all__ = [
@@ -74,7 +76,7 @@ class TrainerConfig:
 class CurriculumConfig:
     """Which task comes next."""
 
-    strategy: Literal["fixed", "round_robin", "weighted", "progress"] = key("fixed", "see worldmpc.training.curriculum.Curriculum")
+    strategy: Strategy = key("fixed", "see worldmpc.training.curriculum.Curriculum")
     tasks: tuple[str, ...] = key((), "tasks to choose from; none: environment.task alone")
     weights: tuple[float, ...] = key((), "of strategy weighted, in the order of tasks; none: all alike")
 
@@ -107,7 +109,16 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain data, lists for tuples, as JSON and YAML have it."""
-        return _plain(dataclasses.asdict(self))
+        return plain(dataclasses.asdict(self))
+
+    def make_curriculum(self) -> Curriculum:
+        """Make what chooses the next task.
+
+        Raises:
+            ConfigError: two tasks of the same name, or weights that do not fit.
+        """
+        tasks, config = self.curriculum.tasks or (self.environment.task,), self.environment.env_cfg()
+        return Curriculum(tasks, self.curriculum.strategy, weights=self.curriculum.weights, seed=self.trainer.seed, config=config)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingConfig:
@@ -119,6 +130,8 @@ class TrainingConfig:
         Raises:
             ConfigError: unknown key, wrong type, a value out of range, or an older key for something that is not here.
         """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"configuration: expected keys and values, got a {type(data).__name__}")
         return build(cls, translate(data), _unknown)
 
     @classmethod
@@ -181,6 +194,8 @@ _AT_LEAST_1 = (
 )
 _AT_LEAST_0 = ("trainer.evaluate_interval", "trainer.seed")
 _POSITIVE = ("trainer.learning_rate", "trainer.adam_eps", "trainer.max_loss")
+_NAMES_IN_RUNS = {"env.": "environment.", "device:": "trainer.device:", "ppo.log_std_init:": "agent.log_std_init:"}
+"""How a key of :class:`RunConfig` begins -> what it is called here."""
 _OF_AGENT = {"hidden": "agent.hidden_size and agent.num_layers", "log_std_init": "agent.log_std_init"}
 
 
@@ -204,13 +219,16 @@ def _validate(config: TrainingConfig) -> None:
     for leaf, instead in _OF_AGENT.items():
         if getattr(config.ppo, leaf) != getattr(PPOConfig(), leaf):
             raise ConfigError(f"ppo.{leaf}: the networks are described by {instead} here; leave it out")
-    # What `worldmpc train agent=ppo` would accept of these two sections is right here as well.
-    run = {"agent": "ppo", "env": dataclasses.asdict(config.environment.env_cfg()), "ppo": dataclasses.asdict(config.ppo)}
+    # What the curriculum, and `worldmpc train agent=ppo`, would accept of these is right here as well.
+    config.make_curriculum()
+    ppo = dataclasses.asdict(config.ppo) | {"log_std_init": config.agent.log_std_init}
+    run = {"agent": "ppo", "device": config.trainer.device, "env": dataclasses.asdict(config.environment.env_cfg()), "ppo": ppo}
     try:
         RunConfig.from_dict(run)
     except ConfigError as error:
         text = str(error)
-        raise ConfigError(f"environment.{text.removeprefix('env.')}" if text.startswith("env.") else text) from None
+        theirs = next((name for name in _NAMES_IN_RUNS if text.startswith(name)), "")
+        raise ConfigError(_NAMES_IN_RUNS.get(theirs, "") + text.removeprefix(theirs)) from None
 
 
 def _unknown(name: str) -> ConfigError:
@@ -220,9 +238,3 @@ def _unknown(name: str) -> ConfigError:
     leaves = {dotted.rsplit(".", 1)[-1]: dotted for dotted in known}
     near += [leaves[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(leaves), n=1) if leaves[match] not in near]
     return ConfigError(f"{name}: unknown key; " + (f"did you mean {' or '.join(near)}?" if near else f"top level: {', '.join(sections)}"))
-
-
-def _plain(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {name: _plain(value) for name, value in data.items()}
-    return list(data) if isinstance(data, tuple) else data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -85,8 +86,8 @@ class Curriculum:
         if not self.tasks or len(set(self.names)) < len(self.names):
             raise ConfigError(f"curriculum.tasks: expected tasks with different names, got {self.names}")
         weights = [1.0] * len(self.tasks) if not weights else list(weights)
-        if len(weights) != len(self.tasks) or min(weights) < 0 or sum(weights) <= 0:
-            raise ConfigError(f"curriculum.weights: expected {len(self.tasks)} numbers of 0 or more, not all 0, got {weights}")
+        if len(weights) != len(self.tasks) or not all(weight >= 0 for weight in weights) or not 0 < sum(weights) < math.inf:
+            raise ConfigError(f"curriculum.weights: expected {len(self.tasks)} finite numbers of 0 or more, not all 0, got {weights}")
         self.weights = torch.tensor(weights, dtype=torch.float64) / sum(weights)
         self.chosen = 0
         """How often a task was chosen."""

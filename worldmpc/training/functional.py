@@ -152,7 +152,7 @@ def functional_training_loop(
         ppo_config: of the update.
         policy: learns; None: one that ``policy_store`` makes.
         curriculum: chooses tasks, and is told the mean return of the episodes that ended, where it has ``report(name, score)``.
-        policy_store: where policies are saved, and come from.
+        policy_store: where policies are saved, and come from; anything with its ``create``, ``save`` and ``policy`` will do.
         step_fn: takes the place of :func:`default_training_step`.
         custom_losses: added to the loss, see :data:`worldmpc.on_policy.CustomLoss`.
         wandb_run: gets all records as well.
@@ -164,13 +164,16 @@ def functional_training_loop(
         The last state. It has been saved where there is a ``run_dir``.
 
     Raises:
-        ConfigError: something is missing, tasks whose dimensions differ, or a step that does not count its decisions.
+        ConfigError: something is missing, tasks whose dimensions or discounts differ, a step that does not count its decisions, or a
+            ``run_dir`` that holds an earlier training which is not resumed.
         LossError: a loss is not finite or too large; its update was not applied.
         EnvError: an environment failed.
     """
     step, state = step_fn or default_training_step, TrainingState()
     if suite is None and isinstance(curriculum, Curriculum):
         suite = {"tasks": curriculum.tasks}
+    if not resume:
+        session.require_fresh(config)
     saved = session.load(config, policy_store) if resume else None
     if saved is not None:
         session.call(curriculum, "load_state_dict", saved["curriculum"])
@@ -185,6 +188,8 @@ def functional_training_loop(
         stack.callback(components["stats_logger"].close)
         if saved is not None:
             session.restore(saved, state, components, experience)
+        elif resume:
+            components["stats_logger"].resume(0)  # of a training that ended before its first checkpoint
         while state.agent_steps < config.total_timesteps and not state.should_stop:
             components["collector"] = seats.collector(task, policy, experience)
             _run_epoch(step, state, components, config, experience, custom_losses, task, curriculum)
@@ -204,9 +209,7 @@ def run_training(
     Raises:
         ConfigError: a task that is not there or does not fit; see :func:`functional_training_loop` for the rest.
     """
-    trainer, environment, chosen = config.trainer, config.environment, config.curriculum
-    tasks = chosen.tasks or (environment.task,)
-    curriculum = Curriculum(tasks, chosen.strategy, weights=chosen.weights, seed=trainer.seed, config=environment.env_cfg())
+    trainer, curriculum = config.trainer, config.make_curriculum()
     folder = "." if trainer.run_dir is None else Path(trainer.run_dir) / "policies"  # without a run_dir nothing is ever saved there
     store = PolicyStore(folder, config.agent, resolve_device(trainer.device), seed=trainer.seed)
     with curriculum.tasks[0].make_envs(trainer.seed, num_envs=1) as envs:

@@ -86,7 +86,7 @@ def translate(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested plain data in our keys; ``data`` is not changed.
 
     Raises:
-        ConfigError: an older key for something that is not here, or two keys for one thing with different values.
+        ConfigError: an older key for something that is not here, or of another type, or two keys for one thing with different values.
     """
     flat = _flat({name: value for name, value in data.items() if not (value is None and name in ("curriculum", "wandb"))})
     for section in SWITCHES:
@@ -103,7 +103,7 @@ def translate(data: Mapping[str, Any]) -> dict[str, Any]:
             if value not in OFF[name]:
                 raise ConfigError(f"{name}: {value!r} is not available here; leave it out, or use {OFF[name][0]!r}")
         elif name in WORKERS:
-            if value > 1:  # one worker meant: no process of its own
+            if _count(name, value, least=0) > 1:  # one worker meant: no process of its own
                 _put(result, "environment.workers", "async", name)
                 _put(result, "environment.num_workers", value, name)
         elif name not in (*WITHOUT_EFFECT, *LR_SCHEDULE):
@@ -123,10 +123,18 @@ def _put(result: dict[str, Any], name: str, value: Any, older: str) -> None:
 
 def _rollout_steps(result: dict[str, Any]) -> None:
     """A batch was counted over all environments."""
-    batch, num_envs = result.pop("trainer.batch_size"), result.get("environment.num_envs", 8)
+    batch = _count("trainer.batch_size", result.pop("trainer.batch_size"))
+    num_envs = _count("environment.num_envs", result.get("environment.num_envs", 8))
     if batch % num_envs:
         raise ConfigError(f"trainer.batch_size: expected a multiple of environment.num_envs ({num_envs}), got {batch}")
     _put(result, "ppo.rollout_steps", batch // num_envs, "trainer.batch_size")
+
+
+def _count(name: str, value: Any, least: int = 1) -> int:
+    """Return a value that is to be computed with before its own section checks it."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least or value % 1 != 0:
+        raise ConfigError(f"{name}: expected at least {least}, a whole number, got {value!r}")
+    return int(value)
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

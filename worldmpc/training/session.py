@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import nn
 
-from worldmpc.config import ConfigError, PPOConfig
+from worldmpc.config import ConfigError, EnvConfig, PPOConfig
 from worldmpc.data.rollout import Experience
 from worldmpc.envs import make_envs
 from worldmpc.envs.vector import VecEnv
@@ -92,12 +92,30 @@ class Seats:
     def __init__(self, config: TrainerConfig, stack: contextlib.ExitStack, saved: Mapping[str, Any] | None = None) -> None:
         self._config, self._stack, self._saved = config, stack, dict(saved or {})
         self._envs: dict[str, VecEnv] = {}
+        self._discounts: dict[str, float | None] = {}
         self._collectors: dict[str, RolloutCollector] = {}
 
     def envs(self, task: CurriculumTask) -> VecEnv:
-        """Return a task's environments."""
+        """Return a task's environments.
+
+        Raises:
+            ConfigError: it is no task, or has another discount than the first one, as the update knows one.
+        """
+        missing = [name for name in ("name", "env", "env_cfg") if not hasattr(task, name)]
+        if missing:
+            kind = type(task).__name__
+            raise ConfigError(f"curriculum: get_task() returned a {kind} without {' and '.join(missing)}; return a CurriculumTask")
         if task.name not in self._envs:
-            envs = make_envs(task.env, task.env_cfg(), seed=derive_seed(self._config.seed, "envs", task.name))
+            config = task.env_cfg()
+            if not isinstance(config, EnvConfig):
+                raise ConfigError(f"curriculum: env_cfg() of {task.name} returned a {type(config).__name__}; return an EnvConfig")
+            self._discounts[task.name] = config.discount
+            first, discount = next(iter(self._discounts.items()))
+            if config.discount != discount:
+                raise ConfigError(
+                    f"curriculum: {task.name} has env.discount={config.discount}, {first} has {discount}; give all tasks the same"
+                )
+            envs = make_envs(task.env, config, seed=derive_seed(self._config.seed, "envs", task.name))
             self._envs[task.name] = self._stack.enter_context(envs)
         return self._envs[task.name]
 
@@ -105,11 +123,12 @@ class Seats:
         """Return a task's collector.
 
         Raises:
-            ConfigError: its environments do not fit the rollout.
+            ConfigError: its environments do not fit the rollout, or see :meth:`envs`.
         """
+        envs = self.envs(task)
         if task.name not in self._collectors:
             seed = derive_seed(self._config.seed, "collector", task.name)
-            collector = RolloutCollector(self.envs(task), policy, experience, experience.device, seed=seed)
+            collector = RolloutCollector(envs, policy, experience, experience.device, seed=seed)
             if task.name in self._saved:
                 collector.load_state_dict(self._saved[task.name])
             self._collectors[task.name] = collector
@@ -138,6 +157,20 @@ def load(config: TrainerConfig, store: PolicyStore | None) -> dict[str, Any] | N
     return TrainingCheckpointer(Path(config.run_dir) / "checkpoints", store).load_trainer_state()
 
 
+def require_fresh(config: TrainerConfig) -> None:
+    """Check that the run's folder, if any, holds no training yet.
+
+    Raises:
+        ConfigError: it does.
+    """
+    for name in ("metrics.jsonl", f"checkpoints/{TrainingCheckpointer.STATE}"):
+        if config.run_dir is not None and (Path(config.run_dir) / name).exists():
+            raise ConfigError(
+                f"trainer.run_dir: {config.run_dir} holds an earlier training ({name}); go on with it by resume=True, choose another "
+                "folder, or remove it"
+            )
+
+
 def initial_policy(policy: nn.Module | None, store: PolicyStore | None, spec: EnvSpec, saved: Mapping[str, Any] | None) -> nn.Module:
     """Return the policy to train: the given one or a new one, with the parameters that were saved, if any.
 
@@ -145,11 +178,11 @@ def initial_policy(policy: nn.Module | None, store: PolicyStore | None, spec: En
         ConfigError: neither a policy nor a store.
         CheckpointError: what was saved is missing, damaged, or of another architecture.
     """
-    if store is None or (saved is None and policy is not None):
-        if policy is None:
-            raise ConfigError("policy: give one, or a policy store that makes one")
+    if saved is None and policy is not None:
         return policy
-    found = TrainingCheckpointer(store.folder, store).load_policy(saved, spec).policy
+    if store is None:
+        raise ConfigError("policy: give one, or a policy store that makes one")
+    found = store.create(spec).policy if saved is None else store.policy(saved["policy_uri"]).policy
     if policy is None:
         return found
     check_same_architecture(policy.state_dict(), found.state_dict())

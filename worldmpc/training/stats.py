@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from worldmpc.config import ConfigError, LogConfig
 from worldmpc.training.configs import WandbConfig
@@ -54,10 +57,18 @@ class StatsLogger:
         self.episodes = 0
         """Episodes that have ended so far."""
 
-    def add_stats(self, stats: Mapping[str, float | Sequence[float]]) -> None:
-        """Add numbers, or lists of them, to what this epoch has collected."""
+    def add_stats(self, stats: Mapping[str, float | Sequence[float] | np.ndarray | Tensor]) -> None:
+        """Add numbers, or lists, arrays and tensors of them, to what this epoch has collected.
+
+        Raises:
+            ConfigError: anything else, by name.
+        """
         for name, values in stats.items():
-            self._collected.setdefault(name, []).extend(values if isinstance(values, Sequence) else [float(values)])
+            try:
+                numbers = torch.as_tensor(values, dtype=torch.float64).flatten().tolist()
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ConfigError(f"stats.{name}: expected numbers, got {values!r}") from error
+            self._collected.setdefault(name, []).extend(numbers)
 
     def process_and_log(
         self,

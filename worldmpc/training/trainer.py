@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,18 +15,12 @@ from worldmpc.envs.vector import VecEnv
 from worldmpc.functional import tree_fill, tree_tensors, tree_where
 from worldmpc.models.heads import one_hot_argmax
 from worldmpc.noise import NoiseSpec, NoiseStream
+from worldmpc.training.episodes import Episode, EpisodeTally
 from worldmpc.types import ActOutput, Agent, DataSource, EnvStep, Metrics, Transition
 
 
 class DivergenceError(RuntimeError):
     """A loss term is not finite or has exploded; the update it came from was not applied."""
-
-
-class Episode(NamedTuple):
-    """A finished training episode."""
-
-    ret: float
-    length: int
 
 
 @dataclass
@@ -39,14 +33,13 @@ class TrainState:
     random: NoiseStream
     sampling: NoiseStream
     carry: Any
+    tally: EpisodeTally
     decisions: int = 0
     episodes: int = 0
     settled: bool = True
     """False between collecting a step and the end of its updates and hooks."""
     stop: bool = False
     """Set from outside to end the loop at the next clean point."""
-    running_return: Tensor = field(default_factory=lambda: torch.zeros(0))
-    running_length: Tensor = field(default_factory=lambda: torch.zeros(0))
     metrics: Metrics = field(default_factory=dict)
     """Of the last update."""
     act_metrics: Metrics = field(default_factory=dict)
@@ -78,11 +71,10 @@ class TrainState:
                 "decisions": self.decisions,
                 "episodes": self.episodes,
                 "settled": self.settled,
-                "running_return": self.running_return,
-                "running_length": self.running_length,
+                **self.tally.state_dict(),
                 "metrics": dict(self.metrics),
                 "act_metrics": dict(self.act_metrics),
-                "finished": torch.tensor(self.finished, dtype=torch.float64).view(-1, 2),
+                "finished": torch.tensor(self.finished, dtype=torch.float64).view(-1, len(Episode._fields)),
             },
         }
 
@@ -96,13 +88,12 @@ class TrainState:
         self.sampling.load_state_dict(loop["sampling"])
         self.carry = tree_fill(self.carry, [tensor.to(self.agent.device) for tensor in loop["carry"]])
         self.decisions, self.episodes, self.settled = int(loop["decisions"]), int(loop["episodes"]), bool(loop["settled"])
-        self.running_return, self.running_length = loop["running_return"].clone(), loop["running_length"].clone()
+        self.tally.load_state_dict(loop)
         self.metrics, self.act_metrics = dict(loop["metrics"]), dict(loop["act_metrics"])
-        self.finished = [Episode(ret, int(length)) for ret, length in loop["finished"].tolist()]
+        self.finished = [Episode(ret, int(length), *success) for ret, length, *success in loop["finished"].tolist()]
         if not self.envs.load_state_dict(loop["envs"]):
             self.carry = self.agent.init_carry(self.envs.num_envs)
-            self.running_return.zero_()
-            self.running_length.zero_()
+            self.tally.reset()
             self.source.cut()
 
 
@@ -131,9 +122,8 @@ def make_state(agent: Agent, envs: VecEnv) -> TrainState:
     seed = agent.config.seed
     sampling = NoiseStream(seed, "replay")
     source = agent.make_source(envs.num_envs, sampling.generator)
-    state = TrainState(agent, envs, source, NoiseStream(seed, "random"), sampling, agent.init_carry(envs.num_envs))
-    state.running_return, state.running_length = torch.zeros(envs.num_envs, dtype=torch.float64), torch.zeros(envs.num_envs)
-    return state
+    random, carry, tally = NoiseStream(seed, "random"), agent.init_carry(envs.num_envs), EpisodeTally(envs.num_envs)
+    return TrainState(agent, envs, source, random, sampling, carry, tally)
 
 
 class Team(Protocol):
@@ -265,20 +255,14 @@ def _observe(state: TrainState, obs: Tensor, output: ActOutput, step: EnvStep) -
         Transition(obs, output.action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, output.extras)
     )
     state.act_metrics, state.settled = output.metrics, False
-    done = step.terminated | step.truncated
-    fresh = done | ~step.valid
+    fresh = step.terminated | step.truncated | ~step.valid
     state.carry = output.carry
     if fresh.any():
         state.carry = tree_where(fresh.to(state.agent.device), state.agent.init_carry(state.envs.num_envs), output.carry)
     state.decisions = state.source.decisions
-    state.running_return += step.reward
-    state.running_length += step.valid
-    if done.any():
-        for index in done.nonzero().flatten().tolist():
-            state.finished.append(Episode(float(state.running_return[index]), int(state.running_length[index])))
-        state.episodes += int(done.sum())
-        state.running_return[done] = 0.0
-        state.running_length[done] = 0.0
+    finished = state.tally.note(step)
+    state.finished.extend(finished.values())
+    state.episodes += len(finished)
 
 
 def learn_together(team: Team, states: Sequence[TrainState], until_done: bool = False) -> bool:
@@ -305,7 +289,11 @@ def check_losses(metrics: Mapping[str, Tensor], max_loss: float, who: str = "") 
     """
     for name in ("total_loss", "pi_loss"):
         if name in metrics and not abs(float(metrics[name])) < max_loss:
-            terms = {term: float(value) for term, value in metrics.items() if term.endswith("_loss") and term != "total_loss"}
+            terms = {
+                term: float(value)
+                for term, value in metrics.items()
+                if term.endswith("_loss") and term != "total_loss" or term.startswith("custom/")
+            }
             bad = next((term for term, value in terms.items() if not math.isfinite(value)), max(terms, key=lambda term: abs(terms[term])))
             raise DivergenceError(
                 f"{who}{bad} is {terms[bad]:g} (limit train.max_loss={max_loss:g}); its update was not applied. "
