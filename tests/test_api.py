@@ -82,6 +82,28 @@ def test_own_environment(task):
         worldmpc.evaluate(agent)
 
 
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_ppo_with_its_defaults_learns_in_any_number_of_environments(num_envs):
+    envs = worldmpc.make_envs("toy/identity-discrete", worldmpc.EnvConfig(num_envs=num_envs))
+    agent = worldmpc.make_agent(envs, agent="ppo")
+    state = worldmpc.train(agent, envs, steps=128 * num_envs, progress=False)
+    assert state.updates == agent.updates == 4 * {1: 1, 3: 2}[num_envs]  # passes x minibatches of about 256
+    assert worldmpc.evaluate(agent, episodes=2).returns
+
+
+def test_what_does_not_fit_the_agent_is_named():
+    envs, others = worldmpc.make_envs("toy/pointmass"), worldmpc.make_envs("toy/balance")
+    agent = worldmpc.make_agent(envs, "debug", agent="td3")
+    for refused in (lambda: worldmpc.train(agent, others, steps=10), lambda: worldmpc.evaluate(agent, "toy/balance")):
+        with pytest.raises(worldmpc.ConfigError, match=r"^task: the agent was trained on 2 observations .* toy/balance has 1 obs"):
+            refused()
+    for mode in ("prior", "junk"):
+        with pytest.raises(worldmpc.ConfigError, match=f"^mode: agent=td3 .* acts in explore or eval, not in '{mode}'"):
+            worldmpc.evaluate(agent, episodes=1, mode=mode)
+    with pytest.raises(worldmpc.ConfigError, match="^planner.name: agent=td3 never reads it"):
+        worldmpc.make_agent(envs, "debug", agent="td3", planner="cem")
+
+
 def test_official_checkpoint_acts(tmp_path):
     model = worldmpc.load_official(Path(__file__).parent / "golden" / "tiny_ckpt_new.pt")
     z = model.encode(torch.zeros(2, 7))

@@ -262,6 +262,12 @@ def test_unusable_input_is_one_line_and_leaves_nothing_behind(word: str, message
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("word", "way"), [("seed=5", ", or go on with resume="), ("planner.name=icem", ""), ("model.mlp_dim=32", "")])
+def test_resuming_another_run_names_only_ways_that_work(word: str, way: str, trained: Path, fails: Callable[..., str]):
+    line = fails("train", *TINY, "task=toy/pointmass", f"run_dir={trained}", "resume=auto", word)
+    assert line.endswith(f"holds a run with another {word.partition('=')[0]}; choose another run_dir{way}{trained if way else ''}")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here it can be used")
 def test_cuda_without_cuda(tmp_path: Path, fails: Callable[..., str]):
     assert "use device=cpu or device=auto" in fails("train", "task=toy/pointmass", "device=cuda")
@@ -445,6 +451,7 @@ EVALUATE_MISTAKES = [
     (["checkpoint=RUN", "task=toy/balance"], "was trained on 2 observations and 2 actions, toy/balance has 1 observations and 1 actions"),
     (["checkpoint=PT"], "does not say which task"),
     (["checkpoint=PT", "task=toy/pointmass"], "was trained on 7 observations and 3 actions, toy/pointmass has 2 observations and 2"),
+    (["checkpoint=PT", "task=gym/Sketchy-v0", "planner=diffusion", "planner.prior=learned"], "planner.prior: "),
     (["checkpoint=CUT", "task=gym/Sketchy-v0"], "cut.pt: not a readable PyTorch checkpoint"),
     (["checkpoint=EMPTY", "task=gym/Sketchy-v0"], "empty.pt: not a readable PyTorch checkpoint"),
 ]

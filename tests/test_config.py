@@ -19,10 +19,12 @@ from worldmpc.config import (
     lookup,
     make_config,
     merge,
+    nest,
     network_width,
     plans,
     validate,
 )
+from worldmpc.config.readers import READERS
 
 FLOATS = [name for name, _ in flat_fields() if isinstance(lookup(RunConfig(), name), float)]
 
@@ -32,7 +34,7 @@ FLOATS = [name for name, _ in flat_fields() if isinstance(lookup(RunConfig(), na
 def test_numbers_are_finite(name: str, value: float) -> None:
     """Every float, also those without a range."""
     with pytest.raises(ConfigError, match=f"^{name}: expected a finite number"):
-        make_config(**{name: value})
+        RunConfig.from_dict(nest({name: value}))
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,53 @@ def test_tuned_settings_are_settings() -> None:
     for agent, tasks in TUNED.items():
         for task in tasks:
             assert make_config("tuned", agent=agent, task=task).task == task
+    for agent in ("td3", "sac"):
+        with pytest.raises(ConfigError, match=f"agent={agent} needs no tuned settings: its defaults are tuned for gym/Pendulum-v1"):
+            make_config("tuned", agent=agent)
+
+
+@pytest.mark.parametrize(
+    ("agent", "overrides", "message"),
+    [
+        ("dqn", {"planner": "cem"}, "planner.name: agent=dqn never reads it; leave it out, or use agent=tdmpc2, mpc, mbmpc or pets"),
+        ("dqn", {"dynamics.name": "ensemble"}, "dynamics.name: agent=dqn never reads it; leave it out, or use agent=mpc, mbmpc or pets"),
+        ("dqn", {"sac.alpha": 3}, "sac.alpha: agent=dqn never reads it; leave it out, or use agent=sac"),
+        ("dqn", {"loss": {"batch_size": 32, "rho": 0.5}}, "loss.rho: agent=dqn never reads it; leave it out, or use agent=tdmpc2"),
+        ("tdmpc2", {"dynamics": "ensemble"}, "dynamics.name: agent=tdmpc2 never reads it"),
+        ("mpc", {"dynamics.hidden": [3]}, "dynamics.hidden: agent=mpc never reads it; leave it out, or use agent=mbmpc or pets"),
+        ("mpc", {"optim.lr": 1e-3}, "optim.lr: agent=mpc never reads it"),
+        *(("ppo", {key: 5}, f"{key}: agent=ppo never reads it") for key in ("train.utd", "loss.batch_size", "replay.capacity")),
+        ("ppo", {"train.seed_decisions": 0}, "train.seed_decisions: agent=ppo never reads it"),  # also where it changes nothing
+        ("ppo", {"ppo.gamma": 0.9, "env.discount": 0.95}, "ppo.gamma: env.discount=0.95 takes its place; leave one of them out"),
+        ("mpc", {"planner.mpc": False}, "planner.mpc: false acts with the policy prior alone, and agent=mpc has none.*; leave it true"),
+        ("pets", {"planner.mpc": False}, "planner.mpc: .* agent=pets has none"),
+        ("mbmpc", {"planner.mpc": False, "mbmpc.learn_policy": False}, "planner.mpc: .*mbmpc.learn_policy=false"),
+        ("dqn", {"planner.hroizon": 3}, "planner.hroizon: unknown configuration key; did you mean planner.horizon"),
+    ],
+)
+def test_keys_without_effect_are_refused(agent: str, overrides: dict[str, Any], message: str) -> None:
+    """What presets and agents set is not asked for, and passes."""
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        make_config("debug", agent=agent, **overrides)
+
+
+def test_keys_with_an_effect_are_not_refused() -> None:
+    """Each section with an agent that it is for; and data, of which nobody asked for a part."""
+    assert set(READERS) <= {name for name, _ in flat_fields()} | {name.partition(".")[0] for name, _ in flat_fields()}
+    for name, readers in READERS.items():
+        keys = [key for key, _ in flat_fields() if key == name or (key.startswith(f"{name}.") and key not in READERS)]
+        for agent in readers:
+            config = make_config(agent=agent)
+            values = {key: lookup(config, key) for key in keys}
+            assert keys and make_config(agent=agent, **values) == config
+    assert make_config("tuned", agent="ppo", **{"env.discount": 0.9}).env.discount == 0.9  # over the preset's ppo.gamma
+    odd = {"agent": "dqn", "planner": {"horizon": 9}}
+    assert RunConfig.from_dict(odd).planner.horizon == 9
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_minibatches_need_not_divide_a_rollout(num_envs: int) -> None:
+    assert make_config(agent="ppo", **{"env.num_envs": num_envs, "ppo.minibatch_size": 100}).ppo.minibatch_size == 100
 
 
 def test_a_section_may_be_given_by_its_name() -> None:

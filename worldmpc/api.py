@@ -18,7 +18,7 @@ from worldmpc.training import evaluator
 from worldmpc.training.checkpoint import save_checkpoint
 from worldmpc.training.folder import spec_dict
 from worldmpc.training.logger import RunLogger
-from worldmpc.training.restore import load_agent, trusted_task
+from worldmpc.training.restore import check_dimensions, load_agent, trusted_task
 from worldmpc.training.run import MAX_EVAL_ENVS
 from worldmpc.training.trainer import Hook, TrainState, make_state
 from worldmpc.training.trainer import train as run_loop
@@ -50,6 +50,9 @@ def train(
 ) -> TrainState:
     """Train an agent in memory; :func:`worldmpc.run` does the same with evaluations, checkpoints and files.
 
+    What changes over a run (``dqn.epsilon_*``, ``optim.schedule``, ``ppo.anneal_clip``) follows the steps that the agent was made for,
+    ``make_agent(envs, steps=1500)``, and not those of this call.
+
     Args:
         agent: learns, in place.
         envs: what to act in.
@@ -59,10 +62,12 @@ def train(
         progress: show a progress display.
 
     Raises:
+        ConfigError: the environments have other observations or actions than the agent.
         DivergenceError: a loss exploded.
         EnvError: an environment failed.
     """
     keep_freed_memory()
+    _check_fits(agent, envs)
     if state is None:
         state = make_state(agent, envs)
     state.stop = False
@@ -87,10 +92,12 @@ def evaluate(
         index: another number gives other episodes.
 
     Raises:
-        ConfigError: the agent was made for an environment without a name, and ``task`` is None.
+        ConfigError: the agent was made for an environment without a name and ``task`` is None, the task has other observations or actions,
+            or the agent cannot act in this mode.
         EnvError: an environment failed.
     """
     if isinstance(task, VecEnv):
+        _check_fits(agent, task)
         return evaluator.evaluate(agent, task, episodes, mode=mode, index=index)
     if task is None:
         task = trusted_task(agent.config.task)
@@ -103,6 +110,7 @@ def evaluate(
     if isinstance(task, gymnasium.vector.VectorEnv):
         config = EnvConfig()
     with make_envs(task, config, seed=derive_seed(agent.config.seed, "eval")) as envs:
+        _check_fits(agent, envs)
         return evaluator.evaluate(agent, envs, episodes, mode=mode, index=index)
 
 
@@ -127,3 +135,7 @@ def load(path: str | Path, task: Task | None = None, *, device: str = "auto") ->
         CheckpointError: the folder is no intact checkpoint.
     """
     return load_agent(path, task, device=device)[0]
+
+
+def _check_fits(agent: Agent, envs: VecEnv) -> None:
+    check_dimensions("the agent", agent.spec.obs_shape[0], agent.spec.action_dim, envs.spec, agent.spec.discrete)

@@ -14,6 +14,7 @@ from worldmpc.losses import behaviour_loss, behaviour_targets
 from worldmpc.training.trainer import make_state, train
 from worldmpc.types import EnvSpec, TransitionBatch
 
+RANDOM = {"name": "random_shooting", "num_pi_trajs": 0}
 BOX, DISCRETE = EnvSpec("x", (3,), 2, 50), EnvSpec("x", (3,), 2, 50, discrete=True)
 
 
@@ -61,6 +62,30 @@ def test_fits_come_at_fixed_distances(num_envs):
     assert {"dynamics_holdout_loss", "dynamics_epochs", "value_loss", "policy_loss", "total_loss"} <= state.metrics.keys()
     batch = state.source.next()
     assert len(batch.transitions.obs) == state.decisions and batch.windows is None
+
+
+def test_a_long_seed_phase_ends_with_one_fit_and_all_updates_of_the_policy():
+    state = start(**{"train.seed_decisions": 200, "mbmpc.fit_every": 50, "mbmpc.gradient_steps": 3})
+    train(state, [], 199)
+    assert state.updates == 0
+    train(state, [], 200)
+    assert state.updates == state.agent.updates == 4 and state.agent.imitation.descent.updates == 4 * 3
+    train(state, [], 250)
+    assert state.updates == 5 and state.agent.imitation.descent.updates == 5 * 3
+
+
+@pytest.mark.parametrize("decisions", [3, 7, 9])
+def test_a_fit_is_due_at_the_very_decision(decisions):
+    """Also where 1 / fit_every is no finite decimal."""
+    state = start(**{"train.seed_decisions": 0, "mbmpc.fit_every": decisions, "mbmpc.learn_policy": False, "planner": RANDOM})
+    source = state.agent.make_source(1, torch.Generator())
+    source.replay.num_windows = lambda: 1
+    for count in range(1, 5):
+        source.decisions = decisions * count - 1
+        assert source.ready() == 0
+        source.decisions += 1
+        assert source.ready() == 1
+        source.updates += 1
 
 
 @pytest.mark.parametrize("task", ["toy/pointmass", "toy/identity-discrete"])

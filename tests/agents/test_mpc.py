@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 
 from worldmpc.agents import make_agent
-from worldmpc.config import ConfigError, make_config
+from worldmpc.agents.mpc import MPC
+from worldmpc.config import ConfigError, EnvConfig, make_config
 from worldmpc.envs import make_envs
+from worldmpc.models.composed import FunctionDynamics
 from worldmpc.training.evaluator import evaluate
 from worldmpc.training.run import run
 
@@ -51,6 +56,34 @@ def test_a_run_learns_nothing_and_says_so(tmp_path):
     result = run(config)
     assert result.finished and result.decisions == 60 and result.last_return > 40
     assert run(dataclasses.replace(config, resume="auto")).decisions == 60
+
+
+class Sliding(gymnasium.Env):
+    """An environment without a name: a point on a line, which the action moves by a tenth; standing at 0 pays 1."""
+
+    observation_space, action_space = Box(-5.0, 5.0, (1,), np.float32), Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = np.ones(1, np.float32)
+        return self.place.copy(), {}
+
+    def step(self, action):
+        self.place = self.place + 0.1 * action
+        return self.place.copy(), 1.0 - float(abs(self.place[0])), False, False, {}
+
+
+def test_own_dynamics_of_an_own_environment():
+    dynamics = FunctionDynamics(lambda z, action: z + 0.1 * action, reward=lambda z, action, following: 1 - following.abs().sum(-1))
+    with make_envs(Sliding, EnvConfig(episode_length=30)) as envs:
+        config = make_config(agent="mpc", planner="cem", **{"planner.horizon": 4})
+        assert evaluate(MPC(config, envs.spec, dynamics=dynamics), envs, 1).mean_return > 24.0  # 24.5 at best: ten steps to get there
+        with pytest.raises(ConfigError, match="z of step"):
+            MPC(config, envs.spec, dynamics=FunctionDynamics(lambda z, action: z[..., :0], reward=lambda z, action, following: z[..., 0]))
+        for dynamics in ("analytic", "simulator"):
+            own = make_config(agent="mpc", dynamics=dynamics, **{"env.simulator_state": True})
+            with pytest.raises(ConfigError, match=r"Sliding is an environment of your own.*MPC\(config, spec, dynamics=\.\.\.\), or use"):
+                make_agent(own, envs.spec)
 
 
 def test_updates_are_refused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -114,13 +116,15 @@ def test_batches_may_be_converted_or_drawn_otherwise():
     plain = make()
     converted = make()
     converted.convert = lambda windows: windows.reward.sum()  # type: ignore[assignment,return-value]
-    drawn = ReplaySource(plain.replay, 8, 0.25, 8, torch.Generator(), draw=lambda: "everything")
+    drawn = ReplaySource(plain.replay, 8, Fraction(1, 3), 8, torch.Generator(), draw=lambda due: f"everything, {due} times")
     for number in range(20):
         for source in (plain, converted):
             source.observe(step(number=float(number)))
         drawn.decisions += 1
     assert float(converted.next()) == float(plain.next().reward.sum())  # type: ignore[arg-type]
-    assert drawn.ready() == 5 and drawn.next() == "everything" and drawn.ready() == 4
+    assert drawn.ready() == 1 and drawn.next() == "everything, 6 times" and drawn.ready() == 0 and drawn.updates == 6
+    drawn.decisions += 1  # 21: a third of it is 7, which 0.333... as a float would miss
+    assert drawn.ready() == 1 and "0.333333 updates per decision" in drawn.describe()
 
 
 def test_state_of_the_data_comes_back():

@@ -14,12 +14,14 @@ from worldmpc.config import ConfigError, make_config
 from worldmpc.envs import make_envs
 from worldmpc.training.restore import load_agent
 from worldmpc.training.trainer import make_state, train
+from worldmpc.types import EnvSpec
 
 DIFFUSION = {"planner.name": "diffusion", "planner.prior": "learned", "planner.num_samples": 16}
 
 
 def trained(agent, task, steps=160, **overrides):
-    config = make_config("debug", agent=agent, task=task, steps=steps, **{"train.seed_decisions": 60, "mbmpc.fit_every": 60, **overrides})
+    fits = {"mbmpc.fit_every": 60} if agent == "mbmpc" else {}
+    config = make_config("debug", agent=agent, task=task, steps=steps, **{"train.seed_decisions": 60, **fits, **overrides})
     envs = make_envs(task, config.env, seed=1)
     state = make_state(make_agent(config, envs.spec), envs)
     train(state, [], steps)
@@ -108,6 +110,18 @@ def test_what_was_trained_with_a_prior_can_plan_without(agent, tmp_path):
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items()) and ours.steps == theirs.steps
 
 
-def test_plans_have_no_more_iterations_than_the_prior_has_steps():
-    with pytest.raises(ConfigError, match=r"planner.prior_steps: expected at least .* \(22\), got 10"):
-        make_config("debug", **DIFFUSION, **{"planner.iterations": 20})
+@pytest.mark.parametrize(("iterations", "dims", "message"), [(11, 2, r"planner.iterations \(11\)"), (9, 20, r".*extra_iterations \(11\)")])
+def test_plans_have_no_more_iterations_than_the_prior_has_steps(iterations, dims, message):
+    """As many are fine; what large action spaces add counts there alone."""
+    config = make_config("debug", **{**DIFFUSION, "planner.iterations": iterations})
+    with pytest.raises(ConfigError, match=f"planner.prior_steps: expected at least {message}, got 10"):
+        make_agent(config, EnvSpec("x", (3,), dims, 50))
+    make_agent(make_config("debug", **{**DIFFUSION, "planner.iterations": 10}), EnvSpec("x", (3,), 2, 50))
+
+
+@pytest.mark.parametrize("agent", ["tdmpc2", "mbmpc"])
+def test_a_run_without_a_prior_says_so(agent, tmp_path):
+    envs = worldmpc.make_envs("toy/pointmass")
+    worldmpc.save(worldmpc.make_agent(envs, "debug", agent=agent), tmp_path / "agent")
+    with pytest.raises(ConfigError, match="^planner.prior: .*agent holds no learned prior; use planner.prior=none"):
+        load_agent(tmp_path / "agent", overrides={"planner": {"name": "diffusion", "prior": "learned"}})

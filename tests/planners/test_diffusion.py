@@ -346,7 +346,7 @@ def test_a_prior_over_other_sequences_is_an_error():
     with pytest.raises(ConfigError, match=r"planner\.prior: "):
         run(learned(TwoPoints(3)), Paid(forward, TwoPoints(2)), torch.zeros(1, 1))
     with pytest.raises(ConfigError, match=r"planner\.iterations: "):
-        run(learned(TwoPoints(), iterations=11), Paid(forward, TwoPoints(2)), torch.zeros(1, 1))
+        run(learned(TwoPoints(), iterations=11, prior_steps=11), Paid(forward, TwoPoints(2)), torch.zeros(1, 1))
 
 
 # Both.

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import worldmpc
 from tests.trees import leaves
 from worldmpc.cli import main
-from worldmpc.config import AGENTS, ConfigError, make_config
+from worldmpc.config import AGENTS, TUNED, ConfigError, RunConfig, make_config
 from worldmpc.report.runs import load_run
 from worldmpc.training.checkpoint import CheckpointStore, load_checkpoint
 from worldmpc.training.run import run
@@ -24,7 +25,8 @@ AGENT_TASKS = list(dict.fromkeys(AGENT_TASKS))
 
 
 def config(agent: str, task: str, folder: Path, steps: int = 150, **overrides: Any):
-    own = {"mbmpc.fit_every": 40, "eval_freq": steps, "checkpoint.every": 10 * steps, **QUIET, **overrides}
+    fits = {"mbmpc.fit_every": 40} if agent in ("mbmpc", "pets") else {}
+    own = {"eval_freq": steps, "checkpoint.every": 10 * steps, **fits, **QUIET, **overrides}
     return make_config("debug", agent=agent, task=task, steps=steps, run_dir=str(folder), **own)
 
 
@@ -74,6 +76,13 @@ def test_command_line_takes_agents_and_planners(tmp_path, capsys):
         assert (written["agent"], written["planner"]["name"]) == (agent, planner)
     assert main(["evaluate", f"checkpoint={tmp_path}/mpc", "episodes=1", "planner=cem"]) == 0
     capsys.readouterr()
+    for name, word, message in (
+        ("dqn", "planner=cem", "planner.name: agent=dqn never reads it"),
+        ("mpc", "mode=prior", "mode: agent=mpc as configured acts in explore or eval, not in 'prior'"),
+        ("diffusion", "planner.prior=learned", "planner.prior: "),
+    ):
+        assert main(["evaluate", f"checkpoint={tmp_path}/{name}", word]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -86,7 +95,12 @@ def test_command_line_takes_agents_and_planners(tmp_path, capsys):
         (["agent=mpc", "planner=policy_guided"], "planner.name: policy_guided needs a policy prior, and agent=mpc has none"),
         (["agent=ppo", "seeds=[1,2]"], "seeds: only agent=tdmpc2 trains stacked seeds"),
         (["agent=sac", "compile=true"], "compile: only agent=tdmpc2 has it"),
-        (["agent=ppo", "ppo.minibatch_size=100"], "ppo.minibatch_size: expected a divisor"),
+        (["agent=dqn", "planner=cem"], "planner.name: agent=dqn never reads it; leave it out, or use agent=tdmpc2"),
+        (["agent=ppo", "train={utd: 2}"], "train.utd: agent=ppo never reads it"),
+        (["-m", "agent=sac,td3", "sac.alpha=0.1"], "sac.alpha: agent=td3 never reads it; leave it out, or use agent=sac"),
+        (["agent=pets", "planner.mpc=false"], "planner.mpc: false acts with the policy prior alone, and agent=pets has none"),
+        (["agent=td3", "preset=tuned"], "preset: agent=td3 needs no tuned settings: its defaults are tuned for gym/Pendulum-v1"),
+        (["preset=tuned"], "preset: agent=tdmpc2 has no tuned settings for its default task; it has them for task=gym/CartPole-v1"),
         (["agent=dqn", "preset=tuned", "task=gym/MountainCar-v0"], "preset: agent=dqn has no tuned settings for gym/MountainCar-v0"),
     ],
 )
@@ -103,5 +117,13 @@ def test_defaults_of_agents_lie_below_presets_and_overrides():
     assert make_config("cpu", agent="sac") == make_config(agent="sac", preset="cpu") and make_config("cpu", agent="sac").steps == 20_000
     tuned = make_config("tuned", agent="ppo", task="gym/Pendulum-v1")
     assert tuned.ppo.gamma == 0.9 and make_config("tuned", agent="ppo", task="gym/Pendulum-v1", **{"ppo.gamma": 0.8}).ppo.gamma == 0.8
-    with pytest.raises(ConfigError, match="no tuned settings for toy/pointmass; it has them for gym/CartPole-v1"):
+    with pytest.raises(ConfigError, match="no tuned settings for toy/pointmass; it has them for task=gym/CartPole-v1"):
         make_config("tuned", agent="ppo", task="toy/pointmass")
+
+
+@pytest.mark.parametrize("agent", sorted(set(TUNED) - {"tdmpc2"}))  # which has none for its own task
+def test_tuned_without_a_task_is_tuned_for_the_agents_own(agent, capsys):
+    """On the command line as in Python."""
+    assert main(["train", f"agent={agent}", "preset=tuned", "--cfg"]) == 0
+    shown = RunConfig.from_dict(OmegaConf.to_container(OmegaConf.create(capsys.readouterr().out)))
+    assert shown == make_config("tuned", agent=agent) and shown.task == AGENTS[agent]["task"]

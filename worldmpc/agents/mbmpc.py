@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,8 @@ class Seen(NamedTuple):
     """All of them [B, ...]."""
     windows: SequenceBatch | None
     """Sequences at random, for a prior over them."""
+    rounds: int = 1
+    """How many times ``mbmpc.fit_every`` decisions they are worth; several where a seed phase was longer than that."""
 
 
 class MBMPC:
@@ -87,12 +90,12 @@ class MBMPC:
     def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
         """Return a replay that hands out all it holds, every ``mbmpc.fit_every`` decisions."""
         config, replay = self.config, plan_replay(self.config, self.spec, num_envs, self.device)
-        first, rate = seed_decisions(config, self.spec.episode_length), 1 / config.mbmpc.fit_every
+        first, rate = seed_decisions(config, self.spec.episode_length), Fraction(1, config.mbmpc.fit_every)
         windows = config.mbmpc.gradient_steps * config.loss.batch_size if self.prior is not None else 0
 
-        def draw() -> Seen:
-            numbers = torch.rand(windows, dtype=torch.float64, generator=generator)
-            return Seen(replay.transitions(self.discount), replay.sample(numbers) if windows else None)
+        def draw(rounds: int) -> Seen:
+            numbers = torch.rand(rounds * windows, dtype=torch.float64, generator=generator)
+            return Seen(replay.transitions(self.discount), replay.sample(numbers) if windows else None, rounds)
 
         return ReplaySource(replay, 1, rate, first, generator, draw=draw)
 
@@ -112,13 +115,14 @@ class MBMPC:
         return self.actor.act(model, carry, obs, mode == "explore")
 
     def update(self, batch: Seen) -> Metrics:
-        """Fit the dynamics to all transitions, then descend the losses of value, policy and prior ``mbmpc.gradient_steps`` times."""
+        """Fit the dynamics once, then descend the losses of value, policy and prior ``mbmpc.gradient_steps`` times per round."""
         fitted = fit(self.dynamics, self.optimizer, batch.transitions, self.config.dynamics, self.fitting)
-        self.updates += 1
+        self.updates += batch.rounds
         metrics = fitted.metrics()
         metrics["total_loss"] = metrics["dynamics_holdout_loss"]
         if self.imitation is not None:
-            metrics |= self.imitation.update(batch.transitions, self.streams["update"])
+            for _ in range(batch.rounds):
+                metrics |= self.imitation.update(batch.transitions, self.streams["update"])
         if self.prior is not None and batch.windows is not None:
             size = self.config.loss.batch_size
             for first in range(0, batch.windows.mask.shape[1], size):

@@ -29,18 +29,26 @@ class MPC:
         spec: what the environments said about themselves.
         device: where to plan.
         total_updates: not used.
+        dynamics: a model of one's own, with its reward, in place of the task's; checkpoints do not hold it.
 
     Raises:
-        ConfigError: a task whose dynamics are not known, or a planner that cannot do with its actions.
+        ConfigError: a task whose dynamics are not known, dynamics of other shapes, or a planner that cannot do with the actions.
     """
 
     modes: tuple[Mode, ...] = ("explore", "eval")
 
-    def __init__(self, config: RunConfig, spec: EnvSpec, device: torch.device | str = "cpu", total_updates: int = 1) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        spec: EnvSpec,
+        device: torch.device | str = "cpu",
+        total_updates: int = 1,
+        dynamics: Dynamics | None = None,
+    ) -> None:
         vector_dim(spec)
         self.config, self.spec, self.device = config, spec, torch.device(device)
         self.discount = discount_of(config, spec)
-        self.model = ComposedModel(known_dynamics(config, spec)).to(self.device)
+        self.model = ComposedModel(known_dynamics(config, spec) if dynamics is None else dynamics).to(self.device)
         check_model(self.model, spec.obs_shape, spec.action_dim, self.device)
         self.streams = Streams(config.seed, self.device)
         planner = make_planner(config.planner, spec.action_dim, self.discount, 2, spec.discrete)
@@ -86,6 +94,11 @@ def known_dynamics(config: RunConfig, spec: EnvSpec) -> Dynamics:
     Raises:
         ConfigError: there are none.
     """
+    if "/" not in spec.name:  # an environment object or class, which no registry knows
+        raise ConfigError(
+            f"dynamics.name: {spec.name} is an environment of your own, of which there are neither known equations nor copies; "
+            "pass yours to worldmpc.agents.mpc.MPC(config, spec, dynamics=...), or use agent=mbmpc, which learns them"
+        )
     if config.dynamics.name == "analytic":
         return analytic_dynamics(spec.name, spec.action_repeat)
     if not config.env.simulator_state:

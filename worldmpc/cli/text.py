@@ -85,7 +85,8 @@ _USAGE = {
 _ABOUT = {
     "train": """
         Writes metrics, evaluations, checkpoints, a learning curve and a video into the run's folder. Ctrl-C or SIGTERM saves and
-        stops; resume=auto goes on. Values are defaults, then the preset's, then yours. -m (--multirun) trains one run per
+        stops; resume=auto goes on. Values are defaults, then the preset's, then yours; a key of yours that the
+        agent never reads is refused. -m (--multirun) trains one run per
         combination of comma-separated values, through Hydra's launchers. --cfg prints the configuration without training.
 
         Exit status: 0 done, or stopped by SIGTERM and saved; 1 failed while running; 2 input that cannot be used; 130 Ctrl-C.""",

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from worldmpc.cli.errors import INTERRUPTED, report_error
 from worldmpc.cli.words import check_overrides, expand_names
-from worldmpc.config import ConfigError, RunConfig, make_config, merge, preset_values
+from worldmpc.config import ConfigError, RunConfig, make_config, merge, nest, preset_values
 
 _QUIET = [{"override hydra/hydra_logging": "none"}, {"override hydra/job_logging": "none"}]
 _HYDRA = {"run": {"dir": "."}, "output_subdir": None, "job": {"chdir": False, "name": "worldmpc"}, "sweep": {"subdir": "."}}
@@ -77,15 +77,18 @@ def _store() -> None:
 
 def _to_config(composed: DictConfig) -> RunConfig:
     """Put what was overridden on top of the agent's defaults and the preset."""
-    task_overrides = composed.hydra.overrides.task if "hydra" in composed else HydraConfig.get().overrides.task
+    words = composed.hydra.overrides.task if "hydra" in composed else HydraConfig.get().overrides.task
+    names: list[str] = []
+    for override in check_overrides(list(words)):
+        value, key = override.value(), override.key_or_group
+        names += [f"{key}.{name}" for name in value] if isinstance(value, dict) else [key]
     raw: Any = OmegaConf.to_container(composed, resolve=False)
-    layered = OmegaConf.create(merge(RunConfig().to_dict(), preset_values(composed.preset, composed.agent, composed.task)))
-    for override in check_overrides(list(task_overrides)):
-        value = override.value()
-        keys = [f"{override.key_or_group}.{name}" for name in value] if isinstance(value, dict) else [override.key_or_group]
-        for name in keys:
-            OmegaConf.update(layered, name, functools.reduce(operator.getitem, name.split("."), raw), force_add=True)
-    return RunConfig.from_dict(OmegaConf.to_container(layered, resolve=True))  # type: ignore[arg-type]
+    layers = preset_values(composed.preset, composed.agent, composed.task if "task" in names else None)
+    layered = OmegaConf.create(merge(RunConfig().to_dict(), layers))
+    for name in names:
+        OmegaConf.update(layered, name, functools.reduce(operator.getitem, name.split("."), raw), force_add=True)
+    given = nest(dict.fromkeys(names))
+    return RunConfig.from_dict(OmegaConf.to_container(layered, resolve=True), given)  # type: ignore[arg-type]
 
 
 def _check_combinations(overrides: Sequence[Any]) -> None:

@@ -126,11 +126,6 @@ def _check_planner(config: RunConfig) -> None:
     _require(config, planner.max_std >= planner.min_std, "planner.max_std", f"at least planner.min_std ({planner.min_std})")
     if planner.guidance and planner.prior == "none":
         raise ConfigError("planner.guidance: guides the denoising of a learned prior; use planner.prior=learned, or guidance=0")
-    steps = planner.iterations + planner.extra_iterations
-    if planner.prior == "learned" and steps > planner.prior_steps:
-        raise ConfigError(
-            f"planner.prior_steps: expected at least planner.iterations + planner.extra_iterations ({steps}), got {planner.prior_steps}"
-        )
     if planner.prior == "learned" and planner.name != "diffusion":
         raise ConfigError(f"planner.prior: planner={planner.name} has no place for a learned prior; use planner=diffusion")
     if planner.name == "mcts" and config.compile:
@@ -160,8 +155,6 @@ def _check_model(config: RunConfig) -> None:
     _require(config, model.log_std_max > model.log_std_min, "model.log_std_max", f"more than model.log_std_min ({model.log_std_min})")
 
 
-PLANNING = ("tdmpc2", "mpc", "mbmpc", "pets")
-"""Agents that plan."""
 _WITHOUT_PRIOR = {"mpc": "learns nothing", "pets": "learns dynamics alone"}
 
 
@@ -186,21 +179,16 @@ def _check_agent(config: RunConfig) -> None:
     if config.dynamics.name == "ensemble" and config.dynamics.particles % config.dynamics.members:
         members = config.dynamics.members
         raise ConfigError(f"dynamics.particles: expected a multiple of dynamics.members ({members}), got {config.dynamics.particles}")
-    if agent in PLANNING and planner.mpc:
-        without = agent in _WITHOUT_PRIOR or (agent == "mbmpc" and not config.mbmpc.learn_policy)
+    if agent in _WITHOUT_PRIOR or (agent == "mbmpc" and not config.mbmpc.learn_policy):
         reason = f"agent={agent} has none, as it {_WITHOUT_PRIOR.get(agent, 'does not learn it (mbmpc.learn_policy=false)')}"
-        if without and planner.name == "policy_guided":
+        if not planner.mpc:
+            raise ConfigError(f"planner.mpc: false acts with the policy prior alone, and {reason}; leave it true")
+        if planner.name == "policy_guided":
             raise ConfigError(f"planner.name: policy_guided needs a policy prior, and {reason}; use planner=cem, or agent=mbmpc or tdmpc2")
-        if without and planner.num_pi_trajs and planner.name != "mcts":
+        if planner.num_pi_trajs and planner.name != "mcts":
             raise ConfigError(f"planner.num_pi_trajs: proposals come from a policy prior, and {reason}; use planner.num_pi_trajs=0")
     if planner.prior == "learned" and (config.seeds is not None or config.cuda_graph or config.compile):
         what = "seeds" if config.seeds is not None else "cuda_graph" if config.cuda_graph else "compile"
         raise ConfigError(f"{what}: a learned prior is trained outside of stacked, captured and compiled updates; use planner.prior=none")
     if agent == "mpc" and planner.prior == "learned":
         raise ConfigError("planner.prior: agent=mpc learns nothing, a prior neither; use planner.prior=none, or agent=mbmpc or tdmpc2")
-    if agent == "ppo":
-        size = config.ppo.rollout_steps * config.env.num_envs
-        if size % config.ppo.minibatch_size:
-            raise ConfigError(
-                f"ppo.minibatch_size: expected a divisor of ppo.rollout_steps x env.num_envs ({size}), got {config.ppo.minibatch_size}"
-            )

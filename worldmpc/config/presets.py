@@ -94,7 +94,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ppo": {"hidden": (16,), "rollout_steps": 32, "minibatch_size": 32},
         "sac": {"hidden": (16,)},
         "td3": {"hidden": (16,)},
-        "planner": {"num_samples": 16, "num_elites": 4, "num_pi_trajs": 4, "iterations": 2},
+        "planner": {"num_samples": 16, "num_elites": 4, "num_pi_trajs": 4, "iterations": 2, "num_simulations": 4},
         "loss": {"batch_size": 8},
         "train": {"seed_decisions": 50},
         "steps": 500,
@@ -190,10 +190,12 @@ def preset_values(preset: str, agent: str, task: str | None = None) -> dict[str,
         raise ConfigError(f"agent: unknown agent '{agent}'; one of {', '.join(AGENTS)}")
     own = merge(AGENTS[agent], {"agent": agent, "preset": preset})
     if preset == "tuned":
-        task = task or str(own.get("task", ""))
-        known: Mapping[str, dict[str, Any]] = TUNED.get(agent, {})
+        if agent not in TUNED:
+            raise ConfigError(f"preset: agent={agent} needs no tuned settings: its defaults are tuned for {own['task']}; leave preset out")
+        task = task or str(own.get("task", "its default task"))
+        known: Mapping[str, dict[str, Any]] = TUNED[agent]
         if task not in known:
-            raise ConfigError(f"preset: agent={agent} has no tuned settings for {task}; it has them for {', '.join(known) or 'no task'}")
+            raise ConfigError(f"preset: agent={agent} has no tuned settings for {task}; it has them for task={' or '.join(known)}")
         return merge(own, known[task])
     if preset not in PRESETS:
         raise ConfigError(f"preset: unknown preset '{preset}'; one of {', '.join([*PRESETS, 'tuned'])}")

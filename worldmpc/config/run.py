@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from worldmpc.config.base import ConfigError, build, hints, key, lookup, merge, nest
-from worldmpc.config.checks import PLANNING, validate
+from worldmpc.config.checks import validate
 from worldmpc.config.presets import preset_values
+from worldmpc.config.readers import PLANNING, check_readers
 from worldmpc.config.sections import (
     CheckpointConfig,
     DQNConfig,
@@ -75,16 +76,22 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain data, lists for tuples, as JSON has it."""
-        return _plain(dataclasses.asdict(self))
+        return plain(dataclasses.asdict(self))
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
+    def from_dict(cls, data: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> RunConfig:
         """Build and validate a configuration from nested plain data; missing keys keep their defaults.
 
+        Args:
+            data: nested values.
+            given: those among them that somebody asked for, which must not be without effect.
+
         Raises:
-            ConfigError: unknown key, wrong type, or a value out of range.
+            ConfigError: unknown key, wrong type, a value out of range, or one that was asked for and is never read.
         """
-        return validate(build(cls, data, unknown_key))
+        config = build(cls, data, unknown_key)
+        check_readers(config, given or {})
+        return validate(config)
 
 
 def make_config(preset: str = "default", **overrides: Any) -> RunConfig:
@@ -94,11 +101,11 @@ def make_config(preset: str = "default", **overrides: Any) -> RunConfig:
     name may be given as that: ``make_config(agent="mpc", planner="cem")``.
 
     Raises:
-        ConfigError: unknown agent, preset or key, wrong type, or a value out of range.
+        ConfigError: unknown agent, preset or key, wrong type, a value out of range, or a key that the agent never reads.
     """
     over = nest(overrides)
     layers = preset_values(preset, str(over.get("agent", "tdmpc2")), over.get("task"))
-    return RunConfig.from_dict(merge(layers, over))
+    return RunConfig.from_dict(merge(layers, over), over)
 
 
 def flat_fields(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -150,7 +157,8 @@ def network_width(config: RunConfig) -> int:
     return max(lookup(config, f"{config.agent}.hidden"))
 
 
-def _plain(data: Any) -> Any:
+def plain(data: Any) -> Any:
+    """Return nested data with lists for tuples, as JSON has it."""
     if isinstance(data, dict):
-        return {name: _plain(value) for name, value in data.items()}
+        return {name: plain(value) for name, value in data.items()}
     return list(data) if isinstance(data, tuple) else data

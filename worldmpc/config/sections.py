@@ -136,7 +136,7 @@ class PPOConfig:
 
     hidden: tuple[int, ...] = key((64, 64), "widths of the hidden layers of policy and value")
     rollout_steps: int = key(128, "decisions per environment and rollout")
-    minibatch_size: int = key(256, "transitions per gradient step; must divide rollout_steps x env.num_envs")
+    minibatch_size: int = key(256, "transitions per gradient step, about; exactly where it divides rollout_steps x env.num_envs")
     update_epochs: int = key(4, "passes over a rollout")
     gamma: float = key(0.99, "discount, unless env.discount is given")
     gae_lambda: float = key(0.95, "lambda of the generalised advantage estimate")

@@ -21,22 +21,23 @@ class ReplaySource:
         self,
         replay: Replay,
         batch_size: int,
-        utd: float,
+        utd: float | Fraction,
         seed_decisions: int,
         generator: torch.Generator,
         convert: Callable[[SequenceBatch], Batch] | None = None,
-        draw: Callable[[], Any] | None = None,
+        draw: Callable[[int], Any] | None = None,
     ) -> None:
         """Wrap a replay.
 
         Args:
             replay: where transitions go.
             batch_size: windows per batch, B.
-            utd: updates per decision.
+            utd: updates per decision; a fraction counts exactly, a float as it is written.
             seed_decisions: decisions before the first update; as many updates as they are worth are due right after them.
             generator: CPU generator of the sampling stream; saving it is its owner's business.
             convert: makes what an update wants out of windows; None: windows.
-            draw: returns the batch of an update, instead of windows at random, such as all that is stored.
+            draw: returns one batch for a number of updates that are due, instead of windows at random, such as all that is stored; then
+                what is due is done at once.
 
         Raises:
             ConfigError: a value out of range, or a generator on another device.
@@ -77,7 +78,7 @@ class ReplaySource:
         self.decisions += int(step.valid.sum())
 
     def ready(self) -> int:
-        """Return how many updates are due: 0 before the end of the seed phase and while there is no window to train on.
+        """Return how many batches are due: 0 before the end of the seed phase and while there is no window to train on.
 
         Raises:
             ConfigError: there is no window long after the seed phase.
@@ -91,25 +92,26 @@ class ReplaySource:
                     f"as episodes are shorter; use replay.windows=padded or a smaller planner.horizon"
                 )
             return 0
-        return max(0, self._worth(self.decisions) - self.updates - self.forgone)
+        due = max(0, self._due())
+        return due if self.draw is None else min(due, 1)
 
     def next(self) -> Any:
-        """Return the batch of the next update, windows [T, B, ...] unless converted, and count it as done.
+        """Return the batch of the next update, windows [T, B, ...] unless converted, and count it, or all it is for, as done.
 
         Raises:
             RuntimeError: the replay has no window yet.
         """
-        if self.draw is None:
-            batch = self.replay.sample(torch.rand(self.batch_size, dtype=torch.float64, generator=self.generator))
-            batch = batch if self.convert is None else self.convert(batch)
-        else:
-            batch = self.draw()
+        if self.draw is not None:
+            due = max(1, self._due())
+            self.updates += due
+            return self.draw(due)
+        batch = self.replay.sample(torch.rand(self.batch_size, dtype=torch.float64, generator=self.generator))
         self.updates += 1
-        return batch
+        return batch if self.convert is None else self.convert(batch)
 
     def describe(self) -> str:
         """Return one line: what the replay holds and where."""
-        rate = f"{self.seed_decisions:,} random decisions first, {self.utd:g} updates per decision"
+        rate = f"{self.seed_decisions:,} random decisions first, {float(self.utd):g} updates per decision"
         return f"{self.replay.describe()}; {rate}"
 
     def cut(self) -> None:
@@ -136,6 +138,10 @@ class ReplaySource:
         self.decisions = int(state["decisions"])
         self.updates = int(state["updates"])
         self.resume_at, self.forgone = int(state["resume_at"]), int(state["forgone"])
+
+    def _due(self) -> int:
+        """Return how many updates behind the decisions' worth those done are; below 0 after :meth:`start_over`."""
+        return self._worth(self.decisions) - self.updates - self.forgone
 
     def _worth(self, decisions: int) -> int:
         """Return how many updates a number of decisions is worth."""

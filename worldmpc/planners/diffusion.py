@@ -98,12 +98,18 @@ class Diffusion:
         discount: per decision.
         num_q: critics to draw the two of each bootstrap from.
         discrete: actions are one-hot vectors.
+
+    Raises:
+        ConfigError: more iterations than the learned prior has diffusion steps.
     """
 
     def __init__(self, config: PlannerConfig, action_dim: int, discount: float, num_q: int, discrete: bool = False) -> None:
         self.config, self.action_dim, self.discount, self.num_q, self.discrete = config, action_dim, discount, num_q, discrete
         self.iterations = config.iterations + (config.extra_iterations if action_dim >= 20 else 0)
         self.learned = config.prior == "learned"
+        if self.learned and self.iterations > config.prior_steps:
+            which = "planner.iterations" if self.iterations == config.iterations else "planner.iterations + planner.extra_iterations"
+            raise ConfigError(f"planner.prior_steps: expected at least {which} ({self.iterations}), got {config.prior_steps}")
         self.sigmas = geometric_sigmas(self.iterations, config.max_std, config.min_std)
 
     def init(self, num_envs: int, device: torch.device) -> PlanState:

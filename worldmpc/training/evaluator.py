@@ -8,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from worldmpc.config import ConfigError
 from worldmpc.envs.vector import VecEnv
 from worldmpc.functional import tree_where
 from worldmpc.noise import derive_seed
+from worldmpc.training.episodes import EpisodeTally
 from worldmpc.types import Agent, Mode
 
 MAX_DECISIONS = 1_000
@@ -64,11 +66,13 @@ def evaluate(
         stop: asked before every decision; where it says True the evaluation ends.
 
     Raises:
+        ConfigError: the agent cannot act in this mode.
         EnvError: an environment failed.
         Stopped: ``stop`` said so.
         ValueError: more episodes than environments, where an episode may have no end.
     """
-    limit = envs.spec.episode_length or MAX_DECISIONS
+    if mode not in agent.modes:
+        raise ConfigError(f"mode: agent={agent.config.agent} as configured acts in {' or '.join(agent.modes)}, not in '{mode}'")
     if envs.spec.episode_length is None and episodes > envs.num_envs:
         raise ValueError(
             f"{envs.spec.name} has no time limit: make {episodes} environments for {episodes} episodes, or set env.episode_length"
@@ -78,8 +82,7 @@ def evaluate(
     agent.reset_eval_noise(index)
     obs = envs.reset(seed=derive_seed(agent.config.seed, "eval", index))
     carry = agent.init_carry(envs.num_envs)
-    running, length = torch.zeros(envs.num_envs, dtype=torch.float64), torch.zeros(envs.num_envs, dtype=torch.int64)
-    success = torch.full((envs.num_envs,), torch.nan)
+    tally = EpisodeTally(envs.num_envs, envs.spec.episode_length or MAX_DECISIONS)
     played = torch.zeros(envs.num_envs, dtype=torch.int64)
     result = EvalResult([], [], [], [])
     recording = record and count > 0
@@ -90,20 +93,15 @@ def evaluate(
             result.frames.append(envs.render()[0])
         output = agent.act(carry, obs, mode)
         step = envs.step(output.action)
-        obs, done = step.obs, step.terminated | step.truncated
-        running += step.reward
-        length += step.valid
-        success = torch.fmax(success, step.success)
-        carry = output.carry
-        if bool((done | ~step.valid).any()):
-            carry = tree_where((done | ~step.valid).to(agent.device), agent.init_carry(envs.num_envs), carry)
-        over = done | (length >= limit)
-        for env in over.nonzero().flatten().tolist():
+        obs, carry = step.obs, output.carry
+        fresh = step.terminated | step.truncated | ~step.valid
+        if bool(fresh.any()):
+            carry = tree_where(fresh.to(agent.device), agent.init_carry(envs.num_envs), carry)
+        for env, episode in tally.note(step).items():
             if played[env] < quota[env]:
-                result.returns.append(float(running[env]))
-                result.lengths.append(int(length[env]))
-                result.success.append(float(success[env]))
+                result.returns.append(episode.ret)
+                result.lengths.append(episode.length)
+                result.success.append(episode.success)
             played[env] += 1
-            running[env], length[env], success[env] = 0.0, 0, torch.nan
             recording = recording and env != 0
     return result

@@ -27,13 +27,22 @@ FIXED = (
     "env",
     "model",
     "dynamics.name",
+    "dynamics.hidden",
+    "dynamics.members",
+    "mbmpc.hidden",
+    "mbmpc.learn_policy",
     "planner.horizon",
     "planner.mpc",
     "planner.prior",
+    "dqn.hidden",
+    "dqn.dueling",
     "dqn.n_step",
+    "ppo.hidden",
+    "sac.hidden",
+    "td3.hidden",
     "replay.capacity",
 )
-"""Keys and groups that no resumed run may change, because its past would no longer mean the same."""
+"""Keys and groups that no resumed run may change, because its past would no longer mean the same, or its parameters not fit."""
 
 
 def choose_folder(config: RunConfig) -> tuple[Path, Path | None]:
@@ -62,9 +71,10 @@ def choose_folder(config: RunConfig) -> tuple[Path, Path | None]:
         for path in taken if config.run_dir else []:
             different = _differences(path, config)
             if different:
-                raise ConfigError(
-                    f"resume: {path} holds a run with another {', '.join(different)}; choose another run_dir, or resume={path}"
-                )
+                # Warm starts of other planners may have other shapes, so that way is not promised.
+                stuck = any(_fixed(name) or name.startswith("planner.") for name in different)
+                other = "" if stuck else f", or go on with resume={path}"
+                raise ConfigError(f"resume: {path} holds a run with another {', '.join(different)}; choose another run_dir{other}")
         same = [path for path in taken if not _differences(path, config)]
         for path in reversed(same):
             newest = CheckpointStore(path / "checkpoints", keep=config.checkpoint.keep).newest_valid()
@@ -81,6 +91,10 @@ def choose_folder(config: RunConfig) -> tuple[Path, Path | None]:
         folder = candidates[_first_free(candidates)]
     folder.mkdir(parents=True, exist_ok=True)
     return folder, None
+
+
+def _fixed(name: str) -> bool:
+    return name in FIXED or name.split(".")[0] in FIXED
 
 
 def _differences(folder: Path, config: RunConfig) -> list[str]:
@@ -125,7 +139,7 @@ def restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, confi
     tree, meta = load_checkpoint(checkpoint)
     check_same_architecture(state.agent.model.state_dict(), tree["agent"]["model"])
     for name, before, now in _config_changes(meta["config"], config.to_dict()):
-        if name in FIXED or name.split(".")[0] in FIXED:
+        if _fixed(name):
             raise ConfigError(f"resume: {checkpoint} was made with {name}={before}, which cannot become {now}; begin a new run")
         logger.message(f"resume: {name} was {before!r}, is now {now!r}")
     if {"discrete": False, **meta["spec"]} != spec_dict(state.envs.spec):
@@ -139,7 +153,7 @@ def restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, confi
         state.load_state_dict(tree)
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"resume: {checkpoint} does not fit this configuration: {reason[:400]}") from error
+        raise ConfigError(f"resume: {checkpoint} does not fit this planner and these networks; begin a new run ({reason[:400]})") from error
     # Where the hooks of the saved step are still to be done, what they wrote about it is theirs to write again.
     logger.truncate(state.decisions if state.settled else state.decisions - 1)
     return tree

@@ -22,6 +22,7 @@ from worldmpc.training.checkpoint import (
     load_checkpoint,
     verify_checkpoint,
 )
+from worldmpc.training.policy_store import TrainingCheckpointer
 from worldmpc.types import Agent, EnvSpec
 
 
@@ -48,7 +49,8 @@ def load_agent(
             that trained the agent are not taken over.
 
     Raises:
-        ConfigError: a published file without task, a task with other observations or actions, or a value out of range.
+        ConfigError: a published file without task, a task with other observations or actions, an override out of range or of a key that
+            the agent never reads, or a learned prior where none was trained.
         CheckpointError: our checkpoint is missing or damaged, or does not fit the overrides.
         FileNotFoundError: no such published file.
     """
@@ -66,13 +68,15 @@ def find_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint that a path stands for: a run folder's best one, or its newest where the best is missing or damaged.
 
     Raises:
-        CheckpointError: there is none, or no intact one.
+        CheckpointError: there is none, or no intact one, or it is of a training with components.
     """
     path = Path(path)
     is_run = (path / "config.json").exists() or (path / "checkpoints").exists()  # a run has a meta.json of its own
     if is_official(path) or ((path / META).is_file() and not is_run):
         return path
     folder = path if path.name == "checkpoints" else path / "checkpoints"
+    if (folder / TrainingCheckpointer.STATE / META).is_file():
+        raise _of_components(path)
     if not folder.is_dir():
         kind = "neither a run folder (no checkpoints/), a checkpoint, nor a .pt file" if path.exists() else "no such file or folder"
         raise CheckpointError(f"checkpoint: {path}: {kind}")
@@ -107,7 +111,7 @@ def trusted_task(task: str, found: str | Path = "the agent") -> str:
     return task
 
 
-def check_dimensions(path: Path, obs_dim: int, action_dim: int, spec: EnvSpec, discrete: bool = False) -> None:
+def check_dimensions(path: str | Path, obs_dim: int, action_dim: int, spec: EnvSpec, discrete: bool = False) -> None:
     """Compare the dimensions of a model with those of a task.
 
     Raises:
@@ -124,9 +128,18 @@ def check_dimensions(path: Path, obs_dim: int, action_dim: int, spec: EnvSpec, d
         raise ConfigError(f"task: {path} was trained on {kinds[discrete]} actions, {spec.name} has {kinds[spec.discrete]} ones")
 
 
+def _of_components(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint: {path} was written by worldmpc.training.components, which keep a policy and no agent; "
+        "score it with their PolicyEvaluator and PolicyStore (docs/components.md)"
+    )
+
+
 def _load_own(path: Path, task: Task | EnvSpec | None, device: str, changes: Mapping[str, Any]) -> tuple[Agent, RunConfig]:
+    if "config" not in load_checkpoint(path, groups=[])[1]:
+        raise _of_components(path)
     tree, meta = load_checkpoint(path, groups=["agent"])
-    config = RunConfig.from_dict(merge(meta["config"], changes))
+    config = RunConfig.from_dict(merge(meta["config"], changes), changes)
     trained = meta["spec"]
     # The critics learned with the discount of the task that was trained on, so its spec stays, also where another task is played.
     spec = EnvSpec(**{**trained, "obs_shape": tuple(trained["obs_shape"])})
@@ -139,6 +152,8 @@ def _load_own(path: Path, task: Task | EnvSpec | None, device: str, changes: Map
     if config.planner.prior == "none" and state.get("prior") is not None:  # trained with a prior that this planner has no use for
         parameters = {name: value for name, value in state["model"].items() if not name.startswith("trajectory.")}
         state = {**state, "model": parameters, "prior": None}
+    if state.get("prior") is None:
+        _refuse_prior(path, config)
     check_same_architecture(agent.model.state_dict(), state["model"])
     agent.load_state_dict({**state, "streams": agent.state_dict()["streams"]})
     return agent, config
@@ -154,7 +169,14 @@ def _load_official(path: Path, task: Task | EnvSpec | None, device: str, changes
     spec = task if isinstance(task, EnvSpec) else task_spec(task, config)
     check_dimensions(path, model.obs_dim, model.action_dim, spec)
     config = dataclasses.replace(config, task=canonical_task(task) if isinstance(task, str) else spec.name)
+    _refuse_prior(path, config)
     agent = TDMPC2(config, spec, device)
     check_same_architecture(agent.model.state_dict(), model.state_dict())
     agent.model.load_state_dict(model.state_dict())
     return agent, config
+
+
+def _refuse_prior(path: Path, config: RunConfig) -> None:
+    """Refuse to plan with a prior over action sequences, as the checkpoint has none."""
+    if config.planner.prior == "learned":
+        raise ConfigError(f"planner.prior: {path} holds no learned prior; use planner.prior=none, or train one with planner.prior=learned")

@@ -1,0 +1,65 @@
+"""Which agent reads which keys: one that somebody sets for an agent that never reads it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from worldmpc.config.base import ConfigError
+
+if TYPE_CHECKING:
+    from worldmpc.config.run import RunConfig
+
+PLANNING = ("tdmpc2", "mpc", "mbmpc", "pets")
+"""Agents that plan."""
+_FITTING = ("mbmpc", "pets")
+_PER_DECISION = ("tdmpc2", "dqn", "sac", "td3")
+_REPLAYING = (*_PER_DECISION, *_FITTING)
+_LEARNING = (*_REPLAYING, "ppo")
+
+READERS: dict[str, tuple[str, ...]] = {
+    "model": ("tdmpc2",),
+    "planner": PLANNING,
+    "dynamics": _FITTING,
+    "dynamics.name": ("mpc", *_FITTING),
+    "mbmpc": _FITTING,
+    "dqn": ("dqn",),
+    "ppo": ("ppo",),
+    "sac": ("sac",),
+    "td3": ("td3",),
+    "loss": ("tdmpc2",),
+    "loss.batch_size": _REPLAYING,
+    "optim": _LEARNING,
+    "optim.enc_lr_scale": ("tdmpc2",),
+    "optim.grad_clip_norm": _REPLAYING,
+    "replay": _REPLAYING,
+    "train.utd": _PER_DECISION,
+    "train.seed_decisions": _REPLAYING,
+    "train.max_loss": _LEARNING,
+}
+"""Section or key -> the agents that read it; a key's own entry comes before its section's, and what is in neither is for all."""
+
+
+def check_readers(config: RunConfig, given: Mapping[str, Any]) -> None:
+    """Check that a configuration's agent reads the keys that somebody set, nested as in a configuration.
+
+    Raises:
+        ConfigError: it never reads one of them; the message says who does, or what takes its place.
+    """
+    agent, names = config.agent, list(_names(given))
+    for name in names:
+        readers = READERS.get(name, READERS.get(name.partition(".")[0], (agent,)))
+        if agent not in readers:
+            raise ConfigError(f"{name}: agent={agent} never reads it; leave it out, or use agent={_choice(readers)}")
+    if "ppo.gamma" in names and config.env.discount is not None:
+        raise ConfigError(f"ppo.gamma: env.discount={config.env.discount:g} takes its place; leave one of them out")
+
+
+def _names(given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield dotted keys; a section given as text, ``planner="cem"``, is its name."""
+    for section, value in given.items():
+        yield from (f"{section}.{key}" for key in (value if isinstance(value, Mapping) else ("name",)))
+
+
+def _choice(names: tuple[str, ...]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
