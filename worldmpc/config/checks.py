@@ -22,7 +22,7 @@ _AT_LEAST_1 = (
     "dynamics.max_epochs, dynamics.patience, mbmpc.fit_every, dqn.n_step, dqn.target_every, ppo.rollout_steps, ppo.minibatch_size, "
     "ppo.update_epochs, td3.policy_delay"
 )
-_AT_LEAST_1_OR_NULL = "env.action_repeat, env.episode_length, env.num_workers"
+_AT_LEAST_1_OR_NULL = "loss.horizon, env.action_repeat, env.episode_length, env.num_workers"
 _AT_LEAST_0 = (
     "planner.num_pi_trajs, planner.extra_iterations, planner.temperature, planner.noise_exponent, planner.pi_noise, planner.beta, "
     "planner.guidance, planner.gradient_steps, planner.c_puct, optim.warmup_updates, threads, seed, loss.consistency_coef, "
@@ -126,6 +126,8 @@ def _check_planner(config: RunConfig) -> None:
     _require(config, planner.max_std >= planner.min_std, "planner.max_std", f"at least planner.min_std ({planner.min_std})")
     if planner.guidance and planner.prior == "none":
         raise ConfigError("planner.guidance: guides the denoising of a learned prior; use planner.prior=learned, or guidance=0")
+    if planner.prior == "learned" and config.loss.horizon not in (None, planner.horizon):
+        raise ConfigError(f"loss.horizon: a learned prior needs windows of planner.horizon={planner.horizon} steps; leave loss.horizon out")
     if planner.prior == "learned" and planner.name != "diffusion":
         raise ConfigError(f"planner.prior: planner={planner.name} has no place for a learned prior; use planner=diffusion")
     if planner.name == "mcts" and config.compile:

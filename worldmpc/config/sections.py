@@ -57,7 +57,7 @@ class PlannerConfig:
     )
     mpc: bool = key(True, "plan; false: act with the policy prior alone")
     precision: Literal["fp32", "bf16"] = key("fp32", "matrix products of planning; bf16: faster, parameters stay fp32")
-    horizon: int = key(3, "planning horizon and length of the training windows, in decisions")
+    horizon: int = key(3, "planning horizon, in decisions; also the length of the training windows, unless loss.horizon is given")
     iterations: int = key(6, "refinement iterations; of diffusion: denoising steps; random_shooting and policy_guided have one")
     extra_iterations: int = key(2, "added to iterations where the action space has 20 or more dimensions")
     num_samples: int = key(512, "candidate sequences per iteration, policy proposals included")
@@ -180,6 +180,7 @@ class LossConfig:
     """Objective."""
 
     batch_size: int = key(256, "windows per update")
+    horizon: int | None = key(None, "length of the training windows, in decisions; null: planner.horizon")
     rho: float = key(0.5, "temporal decay: step t of a window weighs rho**t")
     consistency_coef: float = key(20.0, "weight of the latent consistency loss")
     reward_coef: float = key(0.1, "weight of the reward loss")

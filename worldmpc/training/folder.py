@@ -32,6 +32,7 @@ FIXED = (
     "mbmpc.hidden",
     "mbmpc.learn_policy",
     "planner.horizon",
+    "loss.horizon",
     "planner.mpc",
     "planner.prior",
     "dqn.hidden",
