@@ -13,9 +13,9 @@ from worldmpc.types import ActOutput, Carry, EnvSpec, Model, Planner, PlanResult
 
 
 def plan_replay(config: RunConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> Replay:
-    """Return a replay of windows of ``loss.horizon`` or ``planner.horizon`` steps, with what plans leave in it for every step."""
+    """Return a replay of windows of ``config.window`` steps, with what plans leave in it for every step."""
     extras = {name: (spec.action_dim,) * rank for name, rank in PLAN_RECORDS.items()} if config.planner.mpc else {}
-    return make_replay(config, spec, num_envs, config.loss.horizon or config.planner.horizon, device=device, extras=extras)
+    return make_replay(config, spec, num_envs, config.window, device=device, extras=extras)
 
 
 def plan_output(plan: PlanResult) -> ActOutput:

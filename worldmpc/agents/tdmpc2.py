@@ -110,7 +110,7 @@ class TDMPC2:
             return self._plan(self.model, self.model.encode(obs), state, noise, explore)
 
     def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
-        """Return a replay of windows of ``loss.horizon`` or ``planner.horizon`` steps, with what plans leave in it."""
+        """Return a replay of windows of ``config.window`` steps, with what plans leave in it."""
         config, replay = self.config, plan_replay(self.config, self.spec, num_envs, self.device)
         first = seed_decisions(config, self.spec.episode_length)
         return ReplaySource(replay, config.loss.batch_size, config.train.utd, first, generator)

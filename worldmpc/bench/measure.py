@@ -118,7 +118,7 @@ def _measure_verbs(
     agents, team = _team(config, spec, device)
     obs = [torch.randn(config.env.num_envs, obs_dim, device=device) for _ in agents]
     carries = [agent.init_carry(config.env.num_envs) for agent in agents]
-    batches = [synthetic_batch(config.planner.horizon, config.loss.batch_size, obs_dim, action_dim, device) for _ in agents]
+    batches = [synthetic_batch(config.window, config.loss.batch_size, obs_dim, action_dim, device) for _ in agents]
     calls: dict[str, Callable[[], Any]] = {"update": lambda: team.update(batches)}
     terminates, seeds = agents[0].terminates, len(agents)
     counted = {"update": _of_seeds(update_products(config, obs_dim, action_dim, terminates=terminates), seeds)}

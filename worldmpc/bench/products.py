@@ -62,7 +62,7 @@ def plan_products(config: RunConfig, obs_dim: int, action_dim: int, *, terminate
 
 
 def update_products(config: RunConfig, obs_dim: int, action_dim: int, *, terminates: bool = False) -> list[Product]:
-    """Return the matrix products of one update on windows of ``T = planner.horizon`` steps and ``B`` of them.
+    """Return the matrix products of one update on windows of ``T = config.window`` steps and ``B`` of them.
 
     A forward product of a layer is rows x out x in. Behind it, where gradients flow, come one product of the same size for the
     gradient of the weights, and one for the gradient of the inputs; a first layer needs the latter only for the columns of its
@@ -78,7 +78,7 @@ def update_products(config: RunConfig, obs_dim: int, action_dim: int, *, termina
     nets = _networks(config.model, obs_dim, action_dim)
     model = resolve_model(config.model)
     assert model.latent_dim is not None and model.num_q is not None
-    horizon, batch, latent = config.planner.horizon, config.loss.batch_size, model.latent_dim
+    horizon, batch, latent = config.window, config.loss.batch_size, model.latent_dim
     rows, policy_rows = horizon * batch, (horizon + 1) * batch
     products = [
         *_forward("target: encoder", nets["encoder"], rows),

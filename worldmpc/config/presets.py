@@ -167,7 +167,7 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "tdmpc2": {
-        # Values of choices are next to the same where the pole stands: a longer plan, and a prior soft enough for values to tell them apart.
+        # Values of choices are next to the same while the pole stands: longer plans, and a prior soft enough for them to differ.
         "gym/CartPole-v1": merge(
             PRESETS["cpu"],
             {

@@ -74,6 +74,11 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
+    @property
+    def window(self) -> int:
+        """Length of the training windows, in decisions."""
+        return self.loss.horizon or self.planner.horizon
+
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain data, lists for tuples, as JSON has it."""
         return plain(dataclasses.asdict(self))
