@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/worldmpc train preset=cpu task=dmc/cartpole-swingup steps=60000 train.until_return=750 optim.lr=1e-3 eval_freq=5000 eval.episodes=3 run_dir=$(DEMO_DIR) resume=auto
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
