@@ -229,7 +229,7 @@ def _width() -> int:
 def _rows(rows: Mapping[str, str]) -> Iterator[str]:
     """Two columns; a left part that is too wide has a line of its own."""
     for left, right in rows.items():
-        wrapped = textwrap.wrap(right, _width() - _LEFT - 2) or [""]
+        wrapped = textwrap.wrap(right, _width() - _LEFT - 2, break_on_hyphens=False) or [""]
         if len(left) >= _LEFT:
             yield f"  {left}"
         else:
