@@ -171,7 +171,8 @@ def compare(
             rows[name]["reason"] = _reason(error)
             continue
         rows[name] |= {"reason": None, "device": str(agent.device), "threads": torch.get_num_threads(), "counted": counted}
-        rows[name] |= {"sizes": dict(plan), "episodes": episodes, "repeats": repeats, "config": config.to_dict()}
+        settings = config.to_dict() | {"run_dir": None}  # a place on this machine
+        rows[name] |= {"sizes": dict(plan), "episodes": episodes, "repeats": repeats, "config": settings}
         agents[name], calls[name] = agent, _decision(agent, obs)
     times = interleave(calls, repeats, torch.device(resolve_device(device)))
     for name, row in rows.items():
