@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from worldmpc.config import ConfigError, PlannerConfig
 from worldmpc.noise import NoiseStream
 from worldmpc.planners import rollout_return
-from worldmpc.planners.mcts import GAMMA_TRIALS, MCTS, dirichlet
+from worldmpc.planners.mcts import GAMMA_TRIALS, MCTS, dirichlet, judges
 from worldmpc.types import ModelStep, Planner
 
 CPU = torch.device("cpu")
@@ -415,14 +415,14 @@ def test_model_is_stepped_once_per_simulation_in_one_batch():
 
     planner, model = make(3, num_simulations=17), Counting(5, 3, 3)
     run(planner, model, model.start())
-    assert shapes == [5] * 17 and planner.model_evaluations(model) == 17
+    assert shapes == [5] * 17 and planner.model_evaluations(judges(model)) == 17
     assert isinstance(planner, Planner)
     # Without a value, each simulation goes on to the horizon.
     shapes.clear()
     model.value = None
     run(planner, model, model.start())
-    assert shapes == [5] * 51 and planner.model_evaluations(model) == 51
-    assert planner.model_evaluations(Bandit(0.0, 0.0, 0.0)) == 51
+    assert shapes == [5] * 51 and planner.model_evaluations(judges(model)) == 51
+    assert planner.model_evaluations(judges(Bandit(0.0, 0.0, 0.0))) == 51
 
 
 def test_depth_ends_at_the_horizon_and_the_warm_start_is_the_shifted_plan():
@@ -466,7 +466,7 @@ def test_particles_are_averaged_after_the_search():
     planner = make(1, discount=1.0, horizon=4, num_simulations=3)
     plan = run(planner, Twins(), torch.zeros(2, 1))
     assert_close(plan.value, torch.full((2,), (1 + 4 * 3) / 2))
-    assert planner.model_evaluations(Twins()) == 3 * 4 * 2
+    assert planner.model_evaluations(judges(Twins()), 2) == 3 * 4 * 2
 
 
 def test_values_without_a_model_of_them_are_returns_to_the_horizon():
@@ -495,7 +495,7 @@ def test_playouts_side_by_side_are_averaged():
 
     def values(count: int) -> torch.Tensor:
         planner = make(2, discount=1.0, horizon=17, num_simulations=1, num_playouts=count)
-        assert planner.model_evaluations(Coin()) == 1 + 16 * count
+        assert planner.model_evaluations(judges(Coin())) == 1 + 16 * count
         plan = run(planner, Coin(), torch.zeros(500, 1))
         return plan.value - plan.action[:, 1]
 

@@ -15,6 +15,7 @@ from worldmpc.config import ConfigError, PlannerConfig
 from worldmpc.models.trajectory import UNGUIDED_STEPS
 from worldmpc.noise import NoiseStream
 from worldmpc.planners import make_planner
+from worldmpc.planners.mcts import judges
 from worldmpc.types import Model, Planner
 
 PLANNERS: dict[str, dict[str, Any]] = {
@@ -56,16 +57,14 @@ PLAIN = Traits()
 def traits_of(model: Any) -> Traits:
     """Return what a model offers planners."""
     proposes = getattr(model, "policy", True) is not None
-    judges = hasattr(model, "action_probs") and getattr(model, "value", True) is not None
-    return Traits(proposes, judges, getattr(model, "num_particles", 1))
+    return Traits(proposes, judges(model), getattr(model, "num_particles", 1))
 
 
 def model_evaluations(config: PlannerConfig, traits: Traits = PLAIN) -> int:
     """Return the model steps that one plan of one environment imagines; those of a gradient count once, without its backward pass."""
+    planner: Any = make_planner(config, 1, 1.0, 2, discrete=config.name == "mcts")
     if config.name == "mcts":
-        playouts = 0 if traits.judges else config.num_playouts * (config.horizon - 1)
-        return config.num_simulations * traits.particles * (1 + playouts)
-    planner: Any = make_planner(config, 1, 1.0, 2)
+        return planner.model_evaluations(traits.judges, traits.particles)
     if config.name == "diffusion":
         guided = max(planner.iterations - UNGUIDED_STEPS, 0) if config.guidance else 0
         sequences, proposals = (planner.iterations + guided) * config.num_samples, 0 if planner.learned else config.num_pi_trajs

@@ -88,14 +88,18 @@ class MCTS:
             raise ConfigError("planner.name: mcts needs a discrete action space; use planner=mppi, cem, icem or another planner")
         self.config, self.action_dim, self.discount, self.num_q = config, action_dim, discount, num_q
 
-    def model_evaluations(self, model: Model) -> int:
+    def model_evaluations(self, judged: bool, particles: int = 1) -> int:
         """Return the model steps that one plan of one environment imagines: per simulation 1, and those of playouts.
 
-        Those of all particles count. A simulation that ends in a node without children steps as well, and drops the result.
+        A simulation that ends in a node without children steps as well, and drops the result.
+
+        Args:
+            judged: by a model that judges nodes itself, see :func:`judges`.
+            particles: of the model; the steps of all count.
         """
         config = self.config
-        playouts = 0 if _judges(model) else config.num_playouts * (config.horizon - 1)
-        return config.num_simulations * getattr(model, "num_particles", 1) * (1 + playouts)
+        playouts = 0 if judged else config.num_playouts * (config.horizon - 1)
+        return config.num_simulations * particles * (1 + playouts)
 
     def init(self, num_envs: int, device: torch.device) -> PlanState:
         """Return the warm start of fresh episodes: uniform probabilities."""
@@ -227,7 +231,7 @@ class MCTS:
     def _value(self, model: Model, z: Tensor, depth: Tensor, random: Noise) -> Tensor:
         """Value of new nodes [P, E, Z] at a depth [E], by the model or by playouts to the horizon: [P, E]."""
         eps, critics, playout = random["eps"].expand(*z.shape[:2], -1), random["critics"], random["playout"]  # [H-1, E, K, A]
-        if _judges(model) or not len(playout):
+        if judges(model) or not len(playout):
             return model.terminal_value(z, eps, critics)
         z = z[:, :, None].expand(-1, -1, playout.shape[2], -1)  # [P, E, K, Z]
         steps = _imagine(model, z, one_hot_argmax(playout).to(z.dtype))
@@ -238,7 +242,7 @@ class MCTS:
         return _discounted(steps.reward, self.discount * steps.cont, taken, value)[0].mean(2)
 
 
-def _judges(model: Any) -> bool:
+def judges(model: Any) -> bool:
     """Return whether the model has what search without playouts needs: a policy prior and a value."""
     return hasattr(model, "action_probs") and getattr(model, "value", True) is not None
 

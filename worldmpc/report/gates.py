@@ -51,7 +51,7 @@ def gates_table(results: str | Path, gates: Sequence[Gate] | None = None) -> str
         lines += ["| " + " | ".join(row) + " |" for row in rows]
     text = (
         f"Mean over seeds of the return of greedy evaluations (10 episodes) at exactly these simulator steps, lowest and highest seed. "
-        f"A gate needs at least {MIN_SEEDS} seeds."
+        f"A gate needs at least {MIN_SEEDS} seeds. Settings beyond a preset stand in the commands that the data files hold."
     )
     return "\n".join([*lines, "", text])
 
