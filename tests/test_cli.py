@@ -231,7 +231,7 @@ MISTAKES = [
     ("planner.mpc=maybe", "planner.mpc: expected bool, got 'maybe'"),
     ("planner=5", "planner.name: expected one of mppi, cem, icem"),
     ("env=5", "env: expected keys below it"),
-    ("agent=dqnn", "agent: unknown agent 'dqnn'; one of tdmpc2, mpc"),
+    ("agent=dqnn", "agent: unknown agent 'dqnn'; one of tdmpc2, tdmpc_square, boom, bmpc, mpc"),
     ("preset=tuned", "preset: agent=tdmpc2 has no tuned settings for toy/pointmass"),
     ("env.workers=proces", "env.workers: expected one of sync, async"),
     ("model.latent_dim=20", "model.latent_dim: expected a multiple of model.simnorm_dim (8), got 20"),
@@ -516,6 +516,25 @@ def test_compare_and_report(make_folder: Callable[..., Path], tmp_path: Path, ca
     assert len(load_results("mine.csv")) == 3 and not (tmp_path / "curves.png").exists()
     assert main(["report", "mine.csv", "--out", "a.png"]) == 0
     assert (tmp_path / "a.png").stat().st_size > 0
+
+
+def test_compare_variants(make_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]):  # noqa: F811
+    for seed in (1, 2, 3):
+        folder = make_folder([(50_000, 400.0), (100_000, 800.0 + seed)], seed=seed)
+        if seed == 3:
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(config | {"label": "other"}))
+    assert main(["compare", "runs", "variants=true", "algorithm=tdmpc2,bmpc-1m", "json=out/v.json"]) == 0
+    out = capsys.readouterr().out
+    assert "other" in out and "IQM" in out and "BMPC" in out and "1 seed; evidence needs at least 3" in out
+    assert json.loads((tmp_path / "out" / "v.json").read_text())["aggregate"][1]["label"] == "other"
+    assert main(["compare", "runs", "variants=true", "at=50000", "baseline=other", "json=-"]) == 0
+    assert json.loads(capsys.readouterr().out)["tasks"][0]["step"] == 50_000
+    assert "baseline: no runs of 'x'; there are other, tdmpc2" in fails("compare", "runs", "variants=true", "baseline=x")
+    assert "baseline: needs variants=true" in fails("compare", "runs", "baseline=other")
+    assert "not all 3 runs were evaluated at 60,000" in fails("compare", "runs", "variants=true", "at=60000")
+    assert "unknown reference algorithm 'x'" in fails("compare", "runs", "variants=true", "algorithm=tdmpc2,x")
+    assert "variants: expected one of true, false, got 'yes'" in fails("compare", "runs", "variants=yes")
 
 
 def test_report_mistakes(make_folder: Callable[..., Path], tmp_path: Path, fails: Callable[..., str]):  # noqa: F811

@@ -81,7 +81,11 @@ def test_tuned_settings_are_settings() -> None:
 @pytest.mark.parametrize(
     ("agent", "overrides", "message"),
     [
-        ("dqn", {"planner": "cem"}, "planner.name: agent=dqn never reads it; leave it out, or use agent=tdmpc2, mpc, mbmpc or pets"),
+        (
+            "dqn",
+            {"planner": "cem"},
+            "planner.name: agent=dqn never reads it; leave it out, or use agent=tdmpc2, tdmpc_square, bmpc, boom, mpc, mbmpc or pets",
+        ),
         ("dqn", {"dynamics.name": "ensemble"}, "dynamics.name: agent=dqn never reads it; leave it out, or use agent=mpc, mbmpc or pets"),
         ("dqn", {"sac.alpha": 3}, "sac.alpha: agent=dqn never reads it; leave it out, or use agent=sac"),
         ("dqn", {"loss": {"batch_size": 32, "rho": 0.5}}, "loss.rho: agent=dqn never reads it; leave it out, or use agent=tdmpc2"),
@@ -131,7 +135,7 @@ def test_a_section_may_be_given_by_its_name() -> None:
         make_config(planner="mpi")
     with pytest.raises(ConfigError, match="^env: expected keys below it, as in env.<key>=<value>, got 'async'"):
         make_config(env="async")
-    with pytest.raises(ConfigError, match="^agent: unknown agent 'ddpg'; one of tdmpc2, mpc"):
+    with pytest.raises(ConfigError, match="^agent: unknown agent 'ddpg'; one of tdmpc2, tdmpc_square, boom, bmpc, mpc"):
         make_config(agent="ddpg")
 
 

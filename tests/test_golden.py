@@ -138,7 +138,8 @@ def test_td_target(name, kind):
     noise = first_two(agent)
     if kind == "td_target_eps":
         noise |= {"td_policy": arrays["in/eps_td"], "td_critics": arrays["in/perm_td"][:2]}
-    target = losses.td_target(agent.model, arrays["fwd/z"][1:], batch, agent.discount, noise)
+    z = arrays["fwd/z"]
+    target, _ = losses.value_targets(agent.config.value, agent.model, z[:-1], z[1:], batch, agent.discount, noise)
     close(target, arrays[f"fwd/{kind}"])
 
 

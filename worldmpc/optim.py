@@ -162,6 +162,14 @@ class GroupOptimizer:
             )
         return norm, skip
 
+    @torch.no_grad()
+    def forget(self, prefixes: Sequence[str]) -> None:
+        """Set Adam's moments to 0 for parameters whose names start with one of the prefixes."""
+        for flats in (self.exp_avgs, self.exp_avg_sqs):
+            for name, value in zip(self.names, self.split(flats), strict=True):
+                if name.startswith(tuple(prefixes)):
+                    value.zero_()
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return Adam's moments and step counts by parameter name."""
         state = {}

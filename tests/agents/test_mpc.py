@@ -107,7 +107,11 @@ def test_updates_are_refused():
         ("gym/Pendulum-v1", {"planner.name": "policy_guided"}, "policy_guided needs a policy prior, .* agent=mpc .* planner=cem"),
         ("gym/Pendulum-v1", {"planner.num_pi_trajs": 4}, "planner.num_pi_trajs: proposals come from a policy prior.*num_pi_trajs=0"),
         ("gym/Pendulum-v1", {"dynamics.name": "mlp"}, "dynamics.name: agent=mpc learns nothing; .* agent=mbmpc"),
-        ("gym/Pendulum-v1", {"seeds": [1, 2]}, "seeds: only agent=tdmpc2 trains stacked seeds; .* -m seed=1,2,3"),
+        (
+            "gym/Pendulum-v1",
+            {"seeds": [1, 2]},
+            "seeds: only agent=tdmpc2, tdmpc_square, bmpc and boom train stacked seeds; .* -m seed=1,2,3",
+        ),
     ],
 )
 def test_what_cannot_be_says_what_to_use(task, overrides, message):

@@ -109,11 +109,12 @@ def test_policy_learns_from_real_states_alone():
     agent = make()
     noise = agent.streams["update"].draw(agent.noise_specs(3, 8))
     zs, junk = agent.model.encode(torch.randn(4, 8, 5)).detach(), agent.model.encode(torch.randn(4, 8, 5)).detach()
-    mask, scale = torch.ones(3, 8), torch.ones(())
+    batch, mask, scale = make_batch(), torch.ones(3, 8), torch.ones(())
     mask[1:, :5] = 0
+    cut = batch._replace(mask=mask)
     real = torch.cat((torch.ones(1, 8), mask))[..., None] > 0
-    values = [agent.policy_loss(torch.where(real, zs, other), mask, scale, noise)[0] for other in (zs, junk)]
-    assert torch.equal(*values) and not torch.equal(values[0], agent.policy_loss(zs, torch.ones(3, 8), scale, noise)[0])
+    values = [agent.policy_loss(torch.where(real, zs, other), cut, scale, noise)[0] for other in (zs, junk)]
+    assert torch.equal(*values) and not torch.equal(values[0], agent.policy_loss(zs, batch, scale, noise)[0])
 
 
 def test_termination_statistics_look_at_the_last_real_step():
@@ -169,7 +170,7 @@ def test_plan_records_describe_the_executed_plan():
     agent = make()
     output = agent.act(agent.init_carry(4), torch.randn(4, 5), "explore")
     shapes = {name: tuple(value.shape) for name, value in output.extras.items()}
-    assert shapes == {"plan_mean": (4, 2), "plan_std": (4, 2), "plan_value": (4,)}
+    assert shapes == {"plan_mean": (4, 2), "plan_std": (4, 2), "plan_value": (4,), "plan_elite": (4, 2)}
 
 
 @pytest.mark.parametrize(

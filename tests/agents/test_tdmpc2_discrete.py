@@ -56,12 +56,11 @@ def test_prior_samples_its_own_probabilities_and_evaluates_by_its_mode():
 def test_policy_learns_the_boltzmann_distribution_of_values():
     agent = make()
     model, zs = agent.model, torch.softmax(torch.randn(4, 8, 16), -1)
-    mask = torch.ones(4, 8)
     noise = {"pi_critics": torch.tensor([1, 0])}
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
-    loss, metrics = losses.boltzmann_policy(model, zs, mask, torch.tensor(2.0), 0.5, 0.1, 0.01, noise)
+    loss, metrics = losses.DISCRETE["max_q"](model, zs, batch_of(), torch.tensor(2.0), losses.Coefficients(0.5, 0.1, 0.01), noise)
     values = torch.stack([model.q_values(zs, torch.eye(3)[choice].expand(4, 8, 3)).mean(0) for choice in range(3)], -1)
     best = (values / (0.1 * metrics["pi_scale"])).exp()
     best = best / best.sum(-1, keepdim=True)
@@ -85,13 +84,13 @@ def test_policy_learns_the_boltzmann_distribution_of_values():
 @pytest.mark.parametrize("entropy_coef", [0.0, 1e-4, 1e-2])
 def test_a_policy_that_is_sure_of_the_wrong_choice_changes_its_mind(entropy_coef):
     agent = make()
-    model, zs, mask = agent.model, torch.softmax(torch.randn(4, 8, 16), -1), torch.ones(4, 8)
+    model, zs, coefs = agent.model, torch.softmax(torch.randn(4, 8, 16), -1), losses.Coefficients(0.5, entropy_coef, 0.01)
     logits = torch.full((4, 8, 3), -20.0, requires_grad=True)
     sure = torch.eye(3)[0] * 40 + logits
     model.pi.forward = lambda z: sure[: z.shape[0]]
     values = torch.tensor([0.0, 1.0, 0.5])
     model.choice_values = lambda z, critics: values.expand(2, *z.shape[:-1], 3)
-    loss, _ = losses.boltzmann_policy(model, zs, mask, torch.tensor(1.0), 0.5, entropy_coef, 0.01, {"pi_critics": torch.tensor([1, 0])})
+    loss, _ = losses.DISCRETE["max_q"](model, zs, batch_of(), torch.tensor(1.0), coefs, {"pi_critics": torch.tensor([1, 0])})
     (gradient,) = torch.autograd.grad(loss, logits)
     assert (gradient[0, :, 0] > 0.9 / 32).all() and (gradient[0, :, 1] < -0.9 / 32).all()  # of 32 rows, the sure one down, the best up
 
@@ -113,7 +112,8 @@ def test_values_are_expected_over_all_choices():
         slow = slow + probs[..., choice] * model.target_q_values(z, action, critics).amin(0)
     for eps in (torch.zeros(3, 8, 3), torch.randn(3, 8, 3)):
         torch.testing.assert_close(model.terminal_value(z, eps, critics), fast)
-    torch.testing.assert_close(losses.td_target(model, z, batch, 0.9, noise), batch.reward + 0.9 * (1 - batch.terminated) * slow)
+    targets, _ = losses.value_targets(agent.config.value, model, z, z, batch, 0.9, noise)
+    torch.testing.assert_close(targets, batch.reward + 0.9 * (1 - batch.terminated) * slow)
 
 
 def test_evaluation_executes_the_most_likely_choice_and_exploration_draws():

@@ -21,11 +21,16 @@ def make_run() -> Callable[..., Run]:
     """Build a run in memory from (env_steps, return) pairs."""
 
     def build(
-        points: Sequence[tuple[int, float]], task: str = "dmc/cartpole-swingup", seed: int = 1, preset: str = "cpu", planner: str = "mppi"
+        points: Sequence[tuple[int, float]],
+        task: str = "dmc/cartpole-swingup",
+        seed: int = 1,
+        preset: str = "cpu",
+        planner: str = "mppi",
+        label: str = "tdmpc2",
     ) -> Run:
         evals = tuple(evaluation(step, value, 0.8 * value) for step, value in points)
         source = Path(f"runs/{task}/{seed}")
-        return Run(task, seed, "tdmpc2", preset, planner, evals, source, 2, "abc123", "worldmpc train", "test machine")
+        return Run(task, seed, "tdmpc2", preset, planner, label, evals, source, 2, "abc123", "worldmpc train", "test machine")
 
     return build
 

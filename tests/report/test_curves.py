@@ -76,6 +76,29 @@ def test_seeds_without_common_steps(make_run: Callable[..., Run], tmp_path: Path
     assert sorted(x.tolist() for x, _ in lines(axes, 0.8) if len(x)) == [[10, 20], [11, 21]]
 
 
+def test_variants_share_a_panel_and_keep_their_colours(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    tasks = {"dmc/cartpole-swingup": ("a", "b", "c"), "dmc/walker-walk": ("b", "c")}
+    runs = [
+        make_run([(0, 0.0), (50_000, 100.0 * seed), (100_000, 300.0 * seed)], task=task, label=label, seed=seed)
+        for task, labels in tasks.items()
+        for label in labels
+        for seed in (1, 2)
+    ]
+    axes = plot_curves(runs, tmp_path / "curve.png").axes
+    assert [text for text in legend(axes[0]) if "ours" in text] == [f"{label}, cpu (ours, 2 seeds)" for label in "abc"]
+    assert not any("prior" in text for text in legend(axes[0])) and len(lines(axes[0], 0.8)) == 0
+    colors = [{str(line.get_label())[0]: line.get_color() for line in one.get_lines() if "ours" in str(line.get_label())} for one in axes]
+    assert colors[0] == dict(zip("abc", PALETTE, strict=False)) and colors[1] == {label: colors[0][label] for label in "bc"}
+    assert all(len(one.collections) >= len(labels) for one, labels in zip(axes, tasks.values(), strict=True))
+
+
+def test_more_variants_than_colours_have_other_dashes(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    runs = [make_run([(0, 0.0), (100_000, 300.0)], label=f"v{index}") for index in range(len(PALETTE) + 1)]
+    (axes,) = plot_curves(runs, tmp_path / "curve.png").axes
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines() if "ours" in str(line.get_label())}
+    assert len(looks) == len(runs)
+
+
 def test_nothing_to_draw(make_run: Callable[..., Run], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no evaluation to draw"):
         plot_curves([make_run([])], tmp_path / "curve.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,11 +93,29 @@ def test_results_written_by_hand(tmp_path: Path) -> None:
     head = "# command: worldmpc train\n# commit: 42\n# machine: a box\n"
     file.write_text(f"{head}task,seed,env_steps,return_mean\ndmc/cup-catch,1,100000,950\n")
     (run,) = load_results(file)
-    assert run.kind == ("dmc/cup-catch", "tdmpc2", "default", "mppi") and run.kind.name == "tdmpc2, default"
+    assert run.kind == ("dmc/cup-catch", "tdmpc2", "default", "mppi", "tdmpc2") and run.kind.name == "tdmpc2, default"
     assert (run.command, run.commit, run.machine) == ("worldmpc train", "42", "a box")
     file.write_text("task,seed,return_mean\ndmc/cup-catch,1,950\n")
     with pytest.raises(RunError, match="no column env_steps"):
         load_results(file)
+
+
+def test_labels_keep_runs_apart(make_folder: Callable[..., Path], make_run: Callable[..., Run], tmp_path: Path) -> None:
+    folder = make_folder(POINTS)
+    assert load_run(folder).label == "tdmpc2"
+    config = json.loads((folder / "config.json").read_text())
+    for label, name in ((None, "tdmpc2"), ("multi-gamma", "multi-gamma")):
+        (folder / "config.json").write_text(json.dumps(config | {"label": label}))
+        assert load_run(folder).label == name
+    runs = [make_run(POINTS), load_run(folder)]
+    assert [run.kind.name for run in runs] == ["tdmpc2, cpu", "multi-gamma, cpu"]
+    back = load_results(export_results(runs, tmp_path / "both.csv"))
+    assert sorted((run.label, run.seed, run.agent, run.command or "") for run in back) == [
+        ("multi-gamma", 1, "tdmpc2", "worldmpc train seed=1"),
+        ("tdmpc2", 1, "tdmpc2", "worldmpc train"),
+    ]
+    with pytest.raises(RunError, match="planner mppi, label multi-gamma, seed 1"):
+        export_results([runs[1], runs[1]], tmp_path / "both.csv")
 
 
 def test_finds_folders_and_files(make_folder: Callable[..., Path], make_run: Callable[..., Run], tmp_path: Path) -> None:

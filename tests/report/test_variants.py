@@ -1,91 +1,204 @@
-"""Tables of variants' curves and of bfloat16's errors."""
+"""Variants against each other: per task at one step, and aggregated over tasks."""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rich.console import Console
 
+from worldmpc.report.compare import to_json
 from worldmpc.report.runs import Run, RunError, export_results
-from worldmpc.report.tables import block_marks, main
-from worldmpc.report.variants import curves_table, precision_table
+from worldmpc.report.statistics import iqm, stratified_bootstrap
+from worldmpc.report.tables import block_marks, main, marked_blocks
+from worldmpc.report.variant_tables import print_variants
+from worldmpc.report.variants import VariantComparison, compare_variants
+
+CARTPOLE, WALKER = "dmc/cartpole-swingup", "dmc/walker-walk"
 
 
 @pytest.fixture
-def files(make_run: Callable[..., Run], tmp_path: Path) -> dict[str, Path]:
-    """Three seeds of a baseline, and a variant of one seed that was evaluated less often."""
-    base = [make_run([(0, 1.0), (20_000, 100.0), (40_000, 500.0 + 10 * seed)], seed=seed) for seed in (1, 2, 3)]
-    variant = [make_run([(0, 1.0), (40_000, 480.0), (60_000, 700.0)], seed=1)]
-    export_results(base, tmp_path / "base.csv")
-    export_results(variant, tmp_path / "with_less.csv")
-    return {"base": tmp_path / "base.csv", "with less": tmp_path / "with_less.csv"}
+def make_runs(make_run: Callable[..., Run]) -> Callable[..., list[Run]]:
+    """One run per final return: half of it after 50,000 steps, all of it after 100,000."""
 
+    def build(finals: Sequence[float], task: str = CARTPOLE, label: str = "tdmpc2", **options: str) -> list[Run]:
+        points = [[(0, 3.0), (50_000, final / 2), (100_000, final)] for final in finals]
+        return [make_run(row, task=task, label=label, seed=seed, **options) for seed, row in enumerate(points, start=1)]
 
-def summary(mean: float) -> dict[str, float]:
-    return {"mean": mean, "p5": mean / 2, "median": mean, "p95": mean * 2}
+    return build
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Path:
-    """A record of ``benchmarks.precision``."""
-    planning = {"states": 200, "value_error_relative": summary(0.001), "elite_overlap": summary(0.5), "plan_mean_moved": summary(0.02)}
-    losses = {"total_loss": summary(0.01)}
-    learning = {
-        "batches": 50,
-        "relative_error_of_losses": losses,
-        "total_loss": summary(7.0),
-        "cosine_of_gradients": summary(0.4),
-        "ratio_of_gradient_norms": summary(0.45),
-    }
-    data = {"task": "dmc/cartpole-swingup", "preset": "cpu", "updates": 47_500, "planning": planning, "learning": learning}
-    (tmp_path / "precision.json").write_text(json.dumps(data))
-    return tmp_path / "precision.json"
+def runs(make_runs: Callable[..., list[Run]]) -> list[Run]:
+    """Two tasks, a baseline and a variant that is better on the first and equal on the second."""
+    first = make_runs([700.0, 800.0, 900.0]) + make_runs([910.0, 920.0, 930.0], label="bmpc")
+    return first + make_runs([500.0, 600.0, 700.0], WALKER) + make_runs([500.0, 600.0, 700.0], WALKER, "bmpc")
 
 
-def test_curves_at_the_steps_in_common(files: dict[str, Path]) -> None:
-    lines = curves_table(files).splitlines()
-    assert lines[0] == "| variant | seeds | 40,000 | data |"
-    assert lines[2] == f"| base | 3 | **520** (510..530) | `{files['base'].as_posix()}` |"
-    assert lines[3] == f"| with less | 1 | 480 | `{files['with less'].as_posix()}` |"
-    assert len({line.count("|") for line in lines[:4]}) == 1 and "dmc/cartpole-swingup" in lines[-1]
+def test_tasks(runs: list[Run]) -> None:
+    found = compare_variants(runs, ("tdmpc2", "boom"))
+    assert [(task.task, task.step, task.steps) for task in found.tasks] == [
+        (CARTPOLE, 100_000, (50_000, 100_000)),
+        (WALKER, 100_000, (50_000, 100_000)),
+    ]
+    base, other = found.tasks[0].variants
+    assert (base.label, other.label, other.seeds, other.presets) == ("tdmpc2", "bmpc", (1, 2, 3), ("cpu",))
+    assert (base.mean, base.min, base.max, base.returns) == (800, 700, 900, (700, 800, 900))
+    assert base.area == 600 and base.areas == (525, 600, 675) and base.prior_mean == pytest.approx(640)
+    published, missing = found.tasks[0].published
+    assert published.point is not None and published.point.mean == 839.4 and published.band == "seeds" and not published.reason
+    assert missing.point is None and missing.reason == "no published curve of this task"
+    assert found.notes == ()
 
 
-def test_curves_that_cannot_be_compared(files: dict[str, Path], make_run: Callable[..., Run], tmp_path: Path) -> None:
-    for other, words in (
-        (make_run([(0, 1.0), (40_000, 2.0)], task="gym/Pendulum-v1"), "several tasks"),
-        (make_run([(0, 1.0), (30_000, 2.0)]), "no simulator step"),
+def test_aggregate(runs: list[Run]) -> None:
+    found = compare_variants(runs, replications=200)
+    base, other = found.aggregate
+    assert found.aggregate_tasks == (CARTPOLE, WALKER) and (base.better_final, base.better_area) == (None, None)
+    # Of 500, 600, 700, 700, 800, 900 the middle four.
+    assert base.final.value == pytest.approx(0.7) and base.area.value == pytest.approx(0.7 * 0.75)
+    assert other.better_final is not None and other.better_area is not None
+    assert other.better_final.value == 0.75 == other.better_area.value and 0.5 <= other.better_final.low < other.better_final.high <= 1
+    table = np.array([[0.7, 0.8, 0.9], [0.5, 0.6, 0.7]]).T
+    assert base.final == stratified_bootstrap(iqm, table, replications=200)
+    assert to_json(found) == to_json(compare_variants(list(reversed(runs)), replications=200))
+    assert to_json(found) != to_json(compare_variants(runs, replications=200, seed=1))
+
+
+def test_the_step(runs: list[Run], make_run: Callable[..., Run]) -> None:
+    early = compare_variants(runs, at=50_000, replications=2).tasks[0]
+    assert early.step == 50_000 and early.variants[0].mean == 400 == early.variants[0].area
+    assert early.published[0].point is None and early.published[0].reason == "no published point at this step"
+    slow = make_run([(0, 1.0), (50_000, 100.0), (90_000, 200.0)], seed=4)
+    found = compare_variants([*runs, slow], replications=2)
+    assert [task.step for task in found.tasks] == [50_000, 100_000]
+    assert found.tasks[0].variants[0].mean == pytest.approx((350 + 400 + 450 + 100) / 4)
+    assert f"{CARTPOLE}: the variants' seeds differ" in found.notes
+    assert f"the aggregate takes tasks at different steps: {CARTPOLE} at 50,000, {WALKER} at 100,000" in found.notes
+
+
+def test_mistakes(runs: list[Run], make_run: Callable[..., Run]) -> None:
+    with pytest.raises(RunError, match="baseline: no runs of 'tdmpc'; there are bmpc, tdmpc2"):
+        compare_variants(runs, baseline="tdmpc")
+    with pytest.raises(RunError, match="not all 6 runs were evaluated at 60,000; they were at 50,000, 100,000"):
+        compare_variants(runs, at=60_000)
+    late = make_run([(0, 1.0), (20_000, 2.0)], seed=9)
+    with pytest.raises(RunError, match=r"no simulator step above 0 at which all 7 runs were evaluated; runs/.*/9 has reached 20,000"):
+        compare_variants([*runs, late])
+    with pytest.raises(ValueError, match="unknown reference algorithm 'tdmpc3'"):
+        compare_variants(runs, ("tdmpc3",))
+
+
+def test_tasks_that_are_left_out(runs: list[Run], make_runs: Callable[..., list[Run]]) -> None:
+    partly = [run for run in runs if (run.task, run.label) != (WALKER, "bmpc")]
+    found = compare_variants(partly, replications=2)
+    assert found.aggregate_tasks == (CARTPOLE,) and len(found.tasks) == 2
+    assert found.notes == (f"{WALKER} is left out of the aggregate: no runs of bmpc",)
+    pendulum = make_runs([-200.0] * 3, "gym/Pendulum-v1") + make_runs([-200.0] * 3, "gym/Pendulum-v1", "bmpc")
+    found = compare_variants(pendulum)
+    assert found.aggregate == () and found.notes == (
+        "gym/Pendulum-v1 is left out of the aggregate: no normalised score outside of dmc",
+        "no aggregate: no task is left",
+    )
+
+
+def test_notes(runs: list[Run], make_runs: Callable[..., list[Run]]) -> None:
+    mixed = [replace(run, preset="default") if run.seed == 3 and run.label == "bmpc" else run for run in runs]
+    again = make_runs([1.0], label="bmpc", preset="debug")
+    few = make_runs([100.0], label="boom")
+    notes = compare_variants([*mixed, *again, *few], replications=2).notes
+    assert f"bmpc: mixes presets: cpu ({CARTPOLE}, {WALKER}), debug ({CARTPOLE}), default ({CARTPOLE}, {WALKER})" in notes
+    assert any(note.startswith(f"{CARTPOLE}, bmpc: seed 1 was found twice") for note in notes)
+    assert f"{CARTPOLE}, boom: 1 seed; evidence needs at least 3" in notes
+    configs = [replace(run, config={"loss": {"rho": 0.5 if run.seed == 1 else 0.6}}) for run in runs]
+    assert f"{WALKER}, tdmpc2: the runs differ in loss.rho" in compare_variants(configs, replications=2).notes
+
+
+def test_nan_is_shown_as_missing(make_runs: Callable[..., list[Run]]) -> None:
+    found = compare_variants(make_runs([700.0, 800.0, 900.0]) + make_runs([950.0, 960.0, float("nan")], label="bmpc"), replications=20)
+    assert found.tasks[0].variants[1].mean != found.tasks[0].variants[1].mean
+    assert "| bmpc | 3 | **-** (-..-) |" in variants_text(found) and json.loads(to_json(found))["aggregate"][1]["final"]["value"] is None
+
+
+def variants_text(found: VariantComparison) -> str:
+    from worldmpc.report import variant_tables
+
+    return variant_tables._tasks_markdown(found.tasks)
+
+
+def test_print_and_json(runs: list[Run]) -> None:
+    found = compare_variants(runs, ("tdmpc2", "bmpc-1m", "boom"), replications=20)
+    out = io.StringIO()
+    print_variants(found, Console(file=out, width=160))
+    text = out.getvalue()
+    assert "dmc/cartpole-swingup, return at 100,000 simulator steps" in text and "TD-MPC2 (published, 5M, 3 seeds)" in text
+    assert (
+        "95%CI" in text
+        and "dmc/walker-walk, boom (published): no published curve of this task" in text
+        and "IQM of return" in text
+        and "…" not in text
+    )
+    assert "0.700 [" in text and "P(better than tdmpc2)" in text.replace("\n", " ")
+    data = json.loads(to_json(found))
+    assert data["tasks"][0]["variants"][1]["mean"] == 920 and data["aggregate"][1]["better_final"]["value"] == 0.75
+    assert data["baseline"] == "tdmpc2" and data["replications"] == 20 and data["seed"] == 0
+
+
+@pytest.fixture
+def page(runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A page with two blocks beside the result files of both labels."""
+    monkeypatch.chdir(tmp_path)
+    for label in ("tdmpc2", "bmpc"):
+        export_results([run for run in runs if run.label == label], tmp_path / "results" / "variants" / f"{label}.csv")
+    early = block_marks("compare results/variants/*.csv at=50000 algorithm=tdmpc2,boom")
+    file = tmp_path / "variants.md"
+    file.write_text("\n".join(["Top", *block_marks("compare results/variants/*.csv"), "Between", *early, "End", ""]))
+    return file
+
+
+def test_blocks(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert marked_blocks(page) == ["compare results/variants/*.csv", "compare results/variants/*.csv at=50000 algorithm=tdmpc2,boom"]
+    assert main([str(page), "--check"]) == 1
+    assert main([str(page)]) == 0 and main([str(page), "--check"]) == 0
+    text = page.read_text()
+    late, early = text.split("Between")
+    head = f"| {CARTPOLE} | 100,000 "
+    assert f"{head}| tdmpc2 | 3 | **800** (700..900) | 600 | 640 | `results/variants/tdmpc2.csv` |" in late
+    assert f"{head}| TD-MPC2 (published, 5M, 3 seeds) | 3 | 839 (790..868) | - | - | - |" in late
+    assert "| bmpc | 0.7" in late and "| 0.75 [" in late and "Aggregated over 2 tasks: dmc/cartpole-swingup, dmc/walker-walk." in late
+    assert "| boom (published) | - | no published curve of this task | - | - | - |" in early and "no published point at this step" in early
+    for lines in ([line for line in part.splitlines() if line.startswith("|")] for part in (late, early)):
+        assert {line.count("|") for line in lines} == {9, 6}
+    (page.parent / "results" / "variants" / "bmpc.csv").unlink()
+    assert main([str(page), "--check"]) == 1
+    (page.parent / "results" / "variants" / "tdmpc2.csv").unlink()
+    assert main([str(page)]) == 0 and "No results in `results/variants/*.csv` yet." in page.read_text()
+
+
+def test_blocks_that_cannot_be_made(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        ("results/variants/*.csv baseline=sac", "no runs of 'sac'; there are bmpc, tdmpc2"),
+        ("results/variants/*.csv base=sac", "base=sac: unknown option; options are at, algorithm, baseline"),
+        ("results/variants/*.csv at=soon", "at: expected a simulator step, got 'soon'"),
+        ("results/variants/*.csv algorithm=x", "unknown reference algorithm 'x'"),
     ):
-        export_results([other], tmp_path / "other.csv")
-        with pytest.raises(RunError, match=words):
-            curves_table({**files, "other": tmp_path / "other.csv"})
-    with pytest.raises(RunError, match="no result files"):
-        curves_table({})
+        page.write_text("\n".join(block_marks(f"compare {words}")))
+        assert main([str(page)]) == 2
+        assert message in capsys.readouterr().err
+    page.write_text("<!-- precision:begin twice -->\n<!-- precision:end -->")
+    assert main([str(page)]) == 2 and "blocks of precision take no words, got 'twice'" in capsys.readouterr().err
+    begin, end = block_marks("compare a.csv")
+    for text in (f"{begin}{end}{begin}{end}", f"{begin}{begin}{end}{end}", end, begin):
+        page.write_text(text)
+        assert main([str(page)]) == 2 and "expected exactly one block from" in capsys.readouterr().err
 
 
-def test_precision(record: Path) -> None:
-    lines = precision_table(record).splitlines()
-    assert lines[2] == "| value of an imagined sequence | relative error | 0.10% | 0.05% .. 0.20% |"
-    assert "| total loss | relative error | 1.00% | 0.50% .. 2.00% |" in lines
-    assert "47,500 updates: 200 states, 50 batches" in lines[-1]
+def test_variants_do_not_enter_the_table_of_results(page: Path) -> None:
+    from worldmpc.report.tables import results_table
 
-
-@pytest.mark.parametrize("text", ["", "[]", '{"task": 1}', '{"planning": {}, "learning": {}}'])
-def test_other_records_of_precision_are_refused(record: Path, text: str) -> None:
-    record.write_text(text)
-    with pytest.raises(RunError, match=r"precision\.json: no record of benchmarks\.precision"):
-        precision_table(record)
-
-
-def test_blocks_of_both(files: dict[str, Path], record: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page, folder = record.parent / "page.md", record.parent / "variants"
-    page.write_text("\n".join(mark for kind in ("variants", "precision") for mark in block_marks(kind)))
-    folder.mkdir()
-    files["with less"].rename(folder / "with_less.csv")
-    options = ["--variants", str(folder), "--baseline", str(files["base"]), "--precision", str(record)]
-    assert main([str(page), *options]) == 0 and main([str(page), "--check", *options]) == 0
-    assert "with less" in page.read_text() and "elites" in page.read_text()
-    record.unlink()
-    assert main([str(page), "--check", *options]) == 2
-    assert "precision.json" in capsys.readouterr().err
+    assert "No results" in results_table(page.parent / "results")

@@ -7,11 +7,11 @@ import math
 
 import torch
 
-from worldmpc.config import RunConfig
+from worldmpc.config import LATENT, RunConfig
 from worldmpc.types import Agent, EnvSpec
 
 CLASSES = {
-    "tdmpc2": "worldmpc.agents.tdmpc2:TDMPC2",
+    **dict.fromkeys(LATENT, "worldmpc.agents.tdmpc2:TDMPC2"),
     "mpc": "worldmpc.agents.mpc:MPC",
     "mbmpc": "worldmpc.agents.mbmpc:MBMPC",
     "pets": "worldmpc.agents.mbmpc:MBMPC",

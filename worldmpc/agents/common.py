@@ -16,10 +16,10 @@ from worldmpc.types import EnvSpec
 
 
 class Streams(dict[str, NoiseStream]):
-    """The random streams of an agent, by purpose: ``explore``, ``eval`` and ``update``."""
+    """The random streams of an agent, by purpose: ``explore``, ``eval``, ``update``, and ``more`` of its own."""
 
-    def __init__(self, seed: int, device: torch.device) -> None:
-        super().__init__({name: NoiseStream(seed, name, device=device) for name in ("explore", "eval", "update")})
+    def __init__(self, seed: int, device: torch.device, *more: str) -> None:
+        super().__init__({name: NoiseStream(seed, name, device=device) for name in ("explore", "eval", "update", *more)})
         self._seed, self._device = seed, device
 
     def acting(self, mode: str) -> NoiseStream:

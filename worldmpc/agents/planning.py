@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from worldmpc.agents.common import Streams
-from worldmpc.config import RunConfig
+from worldmpc.config import LATENT, RunConfig, uses_plans
 from worldmpc.data.replay import Replay, make_replay
 from worldmpc.planners.sampling import PLAN_RECORDS
 from worldmpc.types import ActOutput, Carry, EnvSpec, Model, Planner, PlanResult
@@ -15,14 +15,19 @@ from worldmpc.types import ActOutput, Carry, EnvSpec, Model, Planner, PlanResult
 def plan_replay(config: RunConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> Replay:
     """Return a replay of windows of ``config.window`` steps, with what plans leave in it for every step."""
     extras = {name: (spec.action_dim,) * rank for name, rank in PLAN_RECORDS.items()} if config.planner.mpc else {}
+    if config.agent in LATENT and uses_plans(config):
+        extras["plan_elite"] = (spec.action_dim,)
     return make_replay(config, spec, num_envs, config.window, device=device, extras=extras)
 
 
 def plan_output(plan: PlanResult) -> ActOutput:
     """Return a plan as the answer of an agent."""
-    return ActOutput(
-        plan.action, Carry(plan.state), {"plan_mean": plan.mean[:, 0], "plan_std": plan.std[:, 0], "plan_value": plan.value}, plan.metrics
-    )
+    return ActOutput(plan.action, Carry(plan.state), plan_records(plan), plan.metrics)
+
+
+def plan_records(plan: PlanResult) -> dict[str, Tensor]:
+    """Return what plans leave in a replay that has room for it, name -> [E, ...]."""
+    return {"plan_mean": plan.mean[:, 0], "plan_std": plan.std[:, 0], "plan_value": plan.value, "plan_elite": plan.elite}
 
 
 class PlanningActor:

@@ -43,7 +43,8 @@ class Stack:
         learners = [agent.learner for agent in agents]
         model_optimizer = GroupOptimizer.stack([learner.model_optimizer for learner in learners])
         policy_optimizer = GroupOptimizer.stack([learner.policy_optimizer for learner in learners])
-        slow = _stack_parameters([agent.model.target_q for agent in agents])
+        copies = first.model.slow_copies
+        slow = {name: _stack_parameters([agent.model.get_submodule(name) for agent in agents]) for name in copies}
         scale, skipped = torch.stack([learner.scale for learner in learners]), torch.stack([learner.skipped for learner in learners])
         for index, learner in enumerate(learners):
             learner.scale, learner.skipped = scale[index], skipped[index]
@@ -51,22 +52,28 @@ class Stack:
         self._params = {
             **{f"model.{name}": value for name, value in zip(model_optimizer.names, model_optimizer.params, strict=True)},
             **{f"model.{name}": value for name, value in zip(policy_optimizer.names, policy_optimizer.params, strict=True)},
-            **{f"model.target_q.{name}": value for name, value in slow.items()},
+            **{f"model.{copy}.{name}": value for copy, values in slow.items() for name, value in values.items()},
         }
 
         def update_target(tau: Tensor) -> None:
-            for name, value in slow.items():
-                value.lerp_(self._params[f"model.q.{name}"].detach(), tau.view(-1, *[1] * (value.dim() - 1)))
+            for copy, values in slow.items():
+                for name, value in values.items():
+                    value.lerp_(self._params[f"model.{copies[copy]}.{name}"].detach(), tau.view(-1, *[1] * (value.dim() - 1)))
+
+        def reset(update: int) -> Sequence[str]:
+            return [agent.model.reset_last_layers(update) for agent in agents][0]
 
         compiled = first.config.compile
         self.learner = Learner(
             first.config,
             maybe_compile(lambda batch, noise: self._call("model_loss", batch, noise), compiled),
-            maybe_compile(lambda zs, mask, scale, noise: self._call("policy_loss", zs, mask, scale, noise), compiled),
+            maybe_compile(lambda zs, batch, scale, noise: self._call("policy_loss", zs, batch, scale, noise), compiled),
             model_optimizer,
             policy_optimizer,
             update_target,
             scale,
+            policy_from=learners[0].policy_from,
+            reset=reset,
         )
         self.learner.skipped, self.learner.updates = skipped, learners[0].updates
         self._plan = maybe_compile(lambda obs, state, noise: self._call("plan", obs, state, noise, explore=True), compiled)

@@ -1,4 +1,8 @@
-"""TD-MPC2 (Hansen, Su, Wang 2024, "TD-MPC2: Scalable, Robust World Models for Continuous Control")."""
+"""TD-MPC2 (Hansen, Su, Wang 2024, "TD-MPC2: Scalable, Robust World Models for Continuous Control") and its relatives.
+
+TD-M(PC)^2 (Lin et al. 2025), BMPC (Wang et al. 2025), BOOM (2025) and multi-discount values are other choices for the same slots: what
+the policy prior learns from, what critics read and learn, plans renewed in the replay, auxiliary losses.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldmpc import losses
 from worldmpc.agents.common import Streams, discount_of, restore, state_of, vector_dim
-from worldmpc.agents.planning import plan_output, plan_replay
+from worldmpc.agents.planning import plan_output, plan_records, plan_replay
 from worldmpc.config import RunConfig, seed_decisions
 from worldmpc.data.source import ReplaySource
 from worldmpc.functional import CapturedByShape, Compiled, maybe_compile
+from worldmpc.learners.objectives import Objectives
+from worldmpc.learners.reanalyze import Reanalyze
 from worldmpc.learners.trajectory_prior import make_prior
 from worldmpc.learners.world_model import Learner
+from worldmpc.models.auxiliary import check_record, make_auxiliary, record_of
 from worldmpc.models.packing import constant_parameters
+from worldmpc.models.proposals import WiderProposals
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec
 from worldmpc.optim import GroupOptimizer
 from worldmpc.planners import make_planner
-from worldmpc.types import ActOutput, Carry, EnvSpec, LossTerm, Metrics, Mode, Noise, PlanResult, PlanState, SequenceBatch
+from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, Noise, PlanResult, PlanState, SequenceBatch
 
 
 class TDMPC2:
@@ -45,33 +52,32 @@ class TDMPC2:
         self.model = WorldModel(
             config.model, vector_dim(spec), spec.action_dim, terminates=self.terminates, discrete=spec.discrete, seed=config.seed
         )
+        self.model.auxiliary = make_auxiliary(config.multi_gamma, self.model, self.discount)
         self.model.to(self.device)
         self.planner = make_planner(config.planner, spec.action_dim, self.discount, self.model.num_q, spec.discrete)
-        self._policy_objective = losses.boltzmann_policy if spec.discrete else losses.max_q_policy
-        self.terms: dict[str, LossTerm] = {"consistency": losses.consistency, "reward": losses.reward, "value": losses.value}
-        self.weights = {"consistency": config.loss.consistency_coef, "reward": config.loss.reward_coef, "value": config.loss.value_coef}
-        groups = {"encoder.": config.optim.enc_lr_scale, "dynamics.": 1.0, "reward.": 1.0, "q.": 1.0}
-        if self.terminates:
-            self.terms["termination"], self.weights["termination"] = losses.termination, config.loss.termination_coef
-            groups["termination."] = 1.0
+        objectives = Objectives(config, self.model, self.discount)
+        self.terms, self.weights, self.noise_specs = objectives.terms, objectives.weights, objectives.noise_specs
+        self.model_loss, self.policy_loss = objectives.model_loss, objectives.policy_loss
+        seed_updates = int(seed_decisions(config, spec.episode_length) * config.train.utd) if config.policy.skip_seed_updates else 0
         self.learner = Learner(
             config,
             maybe_compile(self.model_loss, config.compile),
             maybe_compile(self.policy_loss, config.compile),
-            GroupOptimizer(self.model, groups, config.optim, total_updates=total_updates),
+            GroupOptimizer(self.model, objectives.groups, config.optim, total_updates=total_updates),
             GroupOptimizer(self.model, {"pi.": 1.0}, config.optim, eps=1e-5, total_updates=total_updates),
             self.model.update_target,
             torch.ones((), device=self.device),
+            policy_from=seed_updates,
+            reset=self.model.reset_last_layers,
         )
-        self.streams = Streams(config.seed, self.device)
+        self.streams = Streams(config.seed, self.device, *(["reanalyze"] if config.reanalyze.interval else []))
         self.prior = make_prior(config, spec, self.model.latent_dim, self.device, total_updates)
         self.model.trajectory = None if self.prior is None else self.prior.model
         self._plan = maybe_compile(self.planner.plan, config.compile)
-        self._verbs: dict[bool, Callable[..., PlanResult]] = {
-            explore: functools.partial(self.plan, explore=explore) for explore in (True, False)
-        }
+        how = {"explore": {"explore": True}, "eval": {"explore": False}, "anew": {"explore": False, "anew": True}}
+        self._verbs: dict[str, Callable[..., PlanResult]] = {name: functools.partial(self.plan, **kind) for name, kind in how.items()}
         if config.cuda_graph:
-            self._verbs = {explore: CapturedByShape(verb) for explore, verb in self._verbs.items()}
+            self._verbs = {name: CapturedByShape(verb) for name, verb in self._verbs.items()}
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -102,18 +108,27 @@ class TDMPC2:
             action = self.model.propose(self.model.encode(obs), eps if mode == "explore" else torch.zeros_like(eps))
             return ActOutput(action, carry, {}, {})
         noise = stream.draw(self.planner.noise_specs(len(obs)))
-        return plan_output(self._verbs[mode == "explore"](obs, carry.plan, noise))
+        return plan_output(self._verbs[mode](obs, carry.plan, noise))
 
-    def plan(self, obs: Tensor, state: PlanState, noise: Noise, explore: bool) -> PlanResult:
-        """Encode observations [E, O] and plan from there."""
+    def plan(self, obs: Tensor, state: PlanState, noise: Noise, explore: bool, anew: bool = False) -> PlanResult:
+        """Encode observations [E, O] and plan from there; ``anew`` with the wider proposals of reanalysis."""
+        wide = self.config.reanalyze.log_std_min, self.config.reanalyze.log_std_max
+        model = WiderProposals(self.model, *wide) if anew else self.model
         with constant_parameters(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.planner.precision == "bf16"):
-            return self._plan(self.model, self.model.encode(obs), state, noise, explore)
+            return self._plan(model, self.model.encode(obs), state, noise, explore)
+
+    @torch.no_grad()
+    def replan(self, obs: Tensor) -> dict[str, Tensor]:
+        """Plan from replayed observations [E, O], without a warm start, and return what the plans leave in the replay, name -> [E, ...]."""
+        noise = self.streams["reanalyze"].draw(self.planner.noise_specs(len(obs)))
+        return plan_records(self._verbs["anew"](obs, self.planner.init(len(obs), self.device), noise))
 
     def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
         """Return a replay of windows of ``config.window`` steps, with what plans leave in it."""
         config, replay = self.config, plan_replay(self.config, self.spec, num_envs, self.device)
         first = seed_decisions(config, self.spec.episode_length)
-        return ReplaySource(replay, config.loss.batch_size, config.train.utd, first, generator)
+        refresh = Reanalyze(config.reanalyze, replay, self.replan, self.learner.policy_from) if config.reanalyze.interval else None
+        return ReplaySource(replay, config.loss.batch_size, config.train.utd, first, generator, refresh=refresh)
 
     def update(self, batch: SequenceBatch) -> Metrics:
         """Do one published update: world model, then policy, then slow critics."""
@@ -126,23 +141,6 @@ class TDMPC2:
             metrics |= self.prior.update(self.model.encode(batch.obs[0]).detach(), batch.action, batch.mask)
         return metrics
 
-    def noise_specs(self, length: int, batch_size: int) -> dict[str, NoiseSpec]:
-        """Declare the noise of one update on a batch of ``length`` steps."""
-        model = self.model
-        return losses.noise_specs(length, batch_size, self.spec.action_dim, model.num_q, model.hidden_dim, self.config.model.dropout)
-
-    def model_loss(self, batch: SequenceBatch, noise: Noise) -> tuple[Tensor, Tensor, Metrics]:
-        """Return the world model's loss [], the imagined latents [T+1, B, Z] without gradient, and metrics."""
-        rollout = losses.roll(self.model, batch, self.discount, self.config.loss.rho, noise)
-        loss, metrics = losses.weighted_sum(self.terms, self.weights, self.model, rollout, batch, noise)
-        return loss, rollout.zs.detach(), metrics
-
-    def policy_loss(self, zs: Tensor, mask: Tensor, scale: Tensor, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Return the policy's loss [] and metrics: latents [T+1, B, Z], mask of the steps [T, B], running scale []."""
-        config = self.config.loss
-        mask = torch.cat((torch.ones_like(mask[:1]), mask))
-        return self._policy_objective(self.model, zs, mask, scale, config.rho, config.entropy_coef, config.tau, noise)
-
     def reset_eval_noise(self, *index: int) -> None:
         """Start the evaluation stream anew."""
         self.streams.restart_eval(*index)
@@ -151,20 +149,20 @@ class TDMPC2:
         """Return parameters, optimisers, running scale, counter and random streams."""
         return {
             "model": dict(self.model.state_dict()),
-            "model_optimizer": self.learner.model_optimizer.state_dict(),
-            "policy_optimizer": self.learner.policy_optimizer.state_dict(),
-            "scale": self.learner.scale,
-            "updates": self.learner.updates,
+            **self.learner.state_dict(),
             "streams": self.streams.state_dict(),
             "prior": state_of(self.prior),
+            "multi_gamma": record_of(self.model.auxiliary),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: it has other auxiliary values or another prior.
+        """
+        check_record(self.model.auxiliary, state.get("multi_gamma"))
         self.model.load_state_dict(state["model"])
-        self.learner.model_optimizer.load_state_dict(state["model_optimizer"])
-        self.learner.policy_optimizer.load_state_dict(state["policy_optimizer"])
-        self.learner.scale.copy_(state["scale"])
-        self.learner.updates = int(state["updates"])
+        self.learner.load_state_dict(state)
         self.streams.load_state_dict(state["streams"])
         restore(self.prior, state.get("prior"))

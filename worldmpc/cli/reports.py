@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worldmpc.cli.output import console_for
 from worldmpc.cli.text import COMPARE, REPORT
 from worldmpc.cli.words import Option, split_words
 from worldmpc.config import ConfigError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 
 def compare(words: list[str]) -> int:
-    """Hold runs against published curves."""
+    """Hold runs against published curves, or variants against each other."""
     from worldmpc.report import compare as comparison
     from worldmpc.report.runs import find_runs
+    from worldmpc.report.variant_tables import print_variants
+    from worldmpc.report.variants import DEFAULT_BASELINE, compare_variants
 
     options, paths = _paths(words, COMPARE, "compare")
-    if options["at"] is not None and options["at"] < 1:
-        raise ConfigError(f"at: expected a simulator step above 0, got {options['at']}")
-    _check_algorithm(options["algorithm"])
-    rows = comparison.compare(find_runs(paths), options["algorithm"], options["at"])
-    if options["json"] == "-":
-        sys.stdout.write(comparison.to_json(rows))
-        return 0
-    comparison.print_comparisons(rows, console_for(None))
-    if options["json"]:
-        Path(options["json"]).parent.mkdir(parents=True, exist_ok=True)
-        comparison.to_json(rows, options["json"])
+    variants, at, baseline, file = options["variants"] == "true", options["at"], options["baseline"], options["json"]
+    if at is not None and at < 1:
+        raise ConfigError(f"at: expected a simulator step above 0, got {at}")
+    if baseline and not variants:
+        raise ConfigError("baseline: needs variants=true")
+    algorithms = options["algorithm"].split(",") if variants else [options["algorithm"]]
+    for name in algorithms:
+        _check_algorithm(name)
+    runs = find_runs(paths)
+    if variants:
+        _show(compare_variants(runs, algorithms, at, baseline or DEFAULT_BASELINE), print_variants, file)
+    else:
+        _show(comparison.compare(runs, algorithms[0], at), comparison.print_comparisons, file)
     return 0
 
 
@@ -61,6 +68,19 @@ def tasks(words: list[str]) -> int:
         raise ConfigError(f"tasks: expected one suite at most, got {' '.join(words)}")
     sys.stdout.write("\n".join(list_tasks(words[0] if words else None)) + "\n")
     return 0
+
+
+def _show(found: Any, show: Callable[[Any, Console], None], file: str | None) -> None:
+    """Print what was found; as JSON also into a file, or instead for ``-``."""
+    from worldmpc.report.compare import to_json
+
+    if file == "-":
+        sys.stdout.write(to_json(found))
+        return
+    show(found, console_for(None))
+    if file:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        to_json(found, file)
 
 
 def _paths(words: list[str], options: Mapping[str, Option], command: str) -> tuple[dict[str, Any], list[str]]:

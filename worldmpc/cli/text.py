@@ -34,8 +34,15 @@ EVALUATE = {
     "json": Option(None, "also write all numbers to this file; -: print them instead of the table"),
 }
 COMPARE = {
-    "algorithm": Option("tdmpc2", "published curves to compare with"),
-    "at": Option(None, "simulator step; default: the last published one that all seeds have reached", int),
+    "algorithm": Option("tdmpc2", "published curves to compare with; with variants=true also several, with commas"),
+    "at": Option(
+        None,
+        "simulator step; default: the last published one that all seeds have reached; with variants=true the last one at which all runs "
+        "of a task were evaluated",
+        int,
+    ),
+    "variants": Option("false", "hold labels (see label= of train) against each other, per task and aggregated", str, ("true", "false")),
+    "baseline": Option(None, "label that the others are asked to be better than; default tdmpc2; needs variants=true"),
     "json": Option(None, "also write the comparison to this file; -: print it instead of the table"),
 }
 REPORT = {
@@ -95,9 +102,14 @@ _ABOUT = {
         checkpoints as well.""",
     "compare": """
         Paths are run folders, folders of them at any depth, and result CSVs. One line per task, agent and preset: ours and the
-        published return at equal simulator steps, and whether our mean reaches the lowest published seed.""",
+        published return at equal simulator steps, and whether our mean reaches the lowest published seed.
+
+        variants=true: one table per task with a line per label (runs without one have their agent's name), and one of normalised scores
+        (return / 1000, tasks of dmc) over the tasks that all labels have: interquartile mean and probability of improvement over the
+        baseline, with 95 % intervals of a stratified bootstrap (Agarwal et al. 2021). Nothing is interpolated.""",
     "report": """
-        Paths are run folders, folders of them at any depth, and result CSVs. One panel per task.""",
+        Paths are run folders, folders of them at any depth, and result CSVs. One panel per task, one line per label (runs without one
+        have their agent's name), preset and planner.""",
     "bench": """
         Milliseconds per plan and per update on synthetic data, beside the time that their matrix products alone take, measured
         in the same run; then decisions per second of the environments alone and of training on task. Keys are those of
@@ -120,8 +132,16 @@ _EXAMPLES = {
         "worldmpc evaluate checkpoint=runs/dmc-walker-walk/tdmpc2-cpu-seed1 video=walk.mp4",
         "worldmpc evaluate checkpoint=dog-run-1.pt task=dmc/dog-run episodes=3",
     ),
-    "compare": ("worldmpc compare runs at=100000", "worldmpc compare runs/dmc-walker-walk results.csv json=-"),
-    "report": ("worldmpc report runs out=curves.png", "worldmpc report runs export=results/mine.csv"),
+    "compare": (
+        "worldmpc compare runs at=100000",
+        "worldmpc compare runs/dmc-walker-walk results.csv json=-",
+        "worldmpc compare results/variants/*.csv variants=true algorithm=tdmpc2,bmpc-1m",
+    ),
+    "report": (
+        "worldmpc report runs out=curves.png",
+        "worldmpc report runs export=results/mine.csv",
+        "worldmpc report results/variants/*.csv out=docs/variants.png",
+    ),
     "bench": (
         "worldmpc bench model.size=cpu,1,5 threads=1 json=old.json",
         "worldmpc bench model.size=cpu,1,5 threads=1 compare=old.json",
@@ -213,7 +233,7 @@ def _plain(value: Any) -> str:
 
 def _kind(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         return " or ".join("null" if argument is type(None) else _kind(argument) for argument in arguments)
     if origin is typing.Literal:
         return "|".join(map(str, arguments))

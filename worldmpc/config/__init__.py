@@ -8,6 +8,7 @@ imports torch, so that the command line starts fast. A field's ``help`` is the t
 from worldmpc.config.base import ConfigError, lookup, merge, nest
 from worldmpc.config.checks import validate
 from worldmpc.config.presets import AGENTS, PRESETS, TUNED, preset_values
+from worldmpc.config.readers import LATENT
 from worldmpc.config.run import (
     RunConfig,
     discount_from_episode_length,
@@ -29,18 +30,24 @@ from worldmpc.config.sections import (
     LossConfig,
     MBMPCConfig,
     ModelConfig,
+    MultiGammaConfig,
     OptimConfig,
     PlannerConfig,
+    PolicyConfig,
     PPOConfig,
+    ReanalyzeConfig,
     ReplayConfig,
     SACConfig,
     TD3Config,
     TrainConfig,
+    ValueConfig,
     resolve_model,
 )
+from worldmpc.config.variants import auxiliary_gammas, uses_plans
 
 __all__ = [
     "AGENTS",
+    "LATENT",
     "MODEL_SIZES",
     "PRESETS",
     "TUNED",
@@ -54,14 +61,19 @@ __all__ = [
     "LossConfig",
     "MBMPCConfig",
     "ModelConfig",
+    "MultiGammaConfig",
     "OptimConfig",
     "PPOConfig",
     "PlannerConfig",
+    "PolicyConfig",
+    "ReanalyzeConfig",
     "ReplayConfig",
     "RunConfig",
     "SACConfig",
     "TD3Config",
     "TrainConfig",
+    "ValueConfig",
+    "auxiliary_gammas",
     "discount_from_episode_length",
     "flat_fields",
     "lookup",
@@ -74,5 +86,6 @@ __all__ = [
     "resolve_model",
     "seed_decisions",
     "unknown_key",
+    "uses_plans",
     "validate",
 ]

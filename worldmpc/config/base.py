@@ -83,10 +83,16 @@ def build(cls: type, data: Mapping[str, Any], unknown: Callable[[str], ConfigErr
 def _convert(value: Any, kind: Any, dotted: str) -> Any:
     """Check a leaf against its annotation; numbers may widen from int to float, and an integral name to str."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        if value is None:
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
             return None
-        return _convert(value, next(argument for argument in arguments if argument is not type(None)), dotted)
+        words = [word for argument in arguments if typing.get_origin(argument) is Literal for word in typing.get_args(argument)]
+        if value in words:
+            return value
+        others = [argument for argument in arguments if argument is not type(None) and typing.get_origin(argument) is not Literal]
+        if isinstance(value, str) and words and others != [str]:
+            raise ConfigError(f"{dotted}: expected {' or '.join(words)} or {others[0].__name__}, got {value!r}")
+        return _convert(value, others[0], dotted)
     if origin is Literal:
         if value in arguments:
             return value

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from worldmpc.config.base import ConfigError, lookup
 from worldmpc.config.presets import PRESETS
+from worldmpc.config.readers import LATENT
 from worldmpc.config.sections import MODEL_SIZES, resolve_model
+from worldmpc.config.variants import check_variant
 
 if TYPE_CHECKING:
     from worldmpc.config.run import RunConfig
@@ -20,21 +22,24 @@ _AT_LEAST_1 = (
     "planner.num_simulations, planner.num_playouts, planner.sample_decay, loss.batch_size, steps, eval_freq, replay.capacity, "
     "eval.episodes, checkpoint.every, log.every, checkpoint.keep, dynamics.members, dynamics.particles, dynamics.batch_size, "
     "dynamics.max_epochs, dynamics.patience, mbmpc.fit_every, dqn.n_step, dqn.target_every, ppo.rollout_steps, ppo.minibatch_size, "
-    "ppo.update_epochs, td3.policy_delay"
+    "ppo.update_epochs, td3.policy_delay, model.num_dynamics, value.n_step, value.td_horizon, reanalyze.batch_size, "
+    "multi_gamma.log_num_examples"
 )
-_AT_LEAST_1_OR_NULL = "loss.horizon, env.action_repeat, env.episode_length, env.num_workers"
+_AT_LEAST_1_OR_NULL = "loss.horizon, train.reset_every, env.action_repeat, env.episode_length, env.num_workers"
 _AT_LEAST_0 = (
     "planner.num_pi_trajs, planner.extra_iterations, planner.temperature, planner.noise_exponent, planner.pi_noise, planner.beta, "
     "planner.guidance, planner.gradient_steps, planner.c_puct, optim.warmup_updates, threads, seed, loss.consistency_coef, "
     "loss.reward_coef, loss.value_coef, loss.termination_coef, loss.entropy_coef, dynamics.weight_decay, mbmpc.gradient_steps, "
-    "ppo.vf_coef, ppo.ent_coef, td3.exploration_noise, td3.target_noise, td3.noise_clip"
+    "ppo.vf_coef, ppo.ent_coef, td3.exploration_noise, td3.target_noise, td3.noise_clip, planner.uncertainty_coef, "
+    "policy.scale_threshold, reanalyze.interval, multi_gamma.loss_weight"
 )
 _POSITIVE = (
     "optim.lr, optim.grad_clip_norm, train.utd, train.max_loss, planner.min_std, planner.gradient_lr, planner.dirichlet_alpha, "
-    "dynamics.lr, mbmpc.awr_temperature, ppo.clip_coef, ppo.vf_clip_coef, ppo.max_grad_norm, sac.alpha_init"
+    "dynamics.lr, mbmpc.awr_temperature, policy.awac_temperature, ppo.clip_coef, ppo.vf_clip_coef, ppo.max_grad_norm, sac.alpha_init"
 )
 _SHARES = (
-    "planner.uniform_mix, planner.keep_elites, planner.root_noise, dqn.epsilon_start, dqn.epsilon_end, dqn.epsilon_fraction, ppo.gae_lambda"
+    "planner.uniform_mix, planner.keep_elites, planner.root_noise, dqn.epsilon_start, dqn.epsilon_end, dqn.epsilon_fraction, "
+    "ppo.gae_lambda, value.lam"
 )
 _SHARES_BELOW_1 = "planner.momentum, dynamics.holdout, ppo.gamma, model.dropout"
 _RATES = "loss.rho, loss.tau, optim.enc_lr_scale, optim.final_lr_scale, mbmpc.tau, sac.tau, td3.tau"
@@ -57,6 +62,8 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("env.discount", lambda value: value is None or 0 <= value < 1, "in [0, 1), or null"),
     ("train.seed_decisions", lambda value: value is None or value >= 0, "0 or more, or null"),
     ("ppo.target_kl", lambda value: value is None or value > 0, "more than 0, or null"),
+    ("policy.prior_coef", lambda value: value is None or value >= 0, "0 or more, or null"),
+    ("label", lambda value: value is None or re.fullmatch(r"[A-Za-z0-9_.+-]+", value) is not None, "letters, digits and _ . + -"),
     ("sac.alpha", lambda value: value is None or value >= 0, "0 or more, or null"),
 )
 
@@ -77,7 +84,7 @@ def validate(config: RunConfig) -> RunConfig:
     for names, holds, expected in _RANGES:
         for name in names.split(", "):
             _require(config, holds(lookup(config, name)), name, expected)
-    for check in (_check_env, _check_seeds, _check_optim, _check_planner, _check_model, _check_agent):
+    for check in (_check_env, _check_seeds, _check_optim, _check_planner, _check_model, _check_agent, check_variant):
         check(config)
     return config
 
@@ -157,21 +164,22 @@ def _check_model(config: RunConfig) -> None:
     _require(config, model.log_std_max > model.log_std_min, "model.log_std_max", f"more than model.log_std_min ({model.log_std_min})")
 
 
+_LATENT = f"{', '.join(LATENT[:-1])} and {LATENT[-1]}"
 _WITHOUT_PRIOR = {"mpc": "learns nothing", "pets": "learns dynamics alone"}
 
 
 def _check_agent(config: RunConfig) -> None:
     """Refuse combinations that mean nothing, and say what to use."""
     agent, planner = config.agent, config.planner
-    if agent != "tdmpc2":
+    if agent not in LATENT:
         if config.seeds is not None:
-            raise ConfigError(f"seeds: only agent=tdmpc2 trains stacked seeds; agent={agent} trains one run per seed with -m seed=1,2,3")
+            raise ConfigError(f"seeds: only agent={_LATENT} train stacked seeds; agent={agent} trains one run per seed with -m seed=1,2,3")
         for name in ("compile", "cuda_graph", "train.overlap"):
             if lookup(config, name):
-                raise ConfigError(f"{name}: only agent=tdmpc2 has it; leave it out with agent={agent}")
+                raise ConfigError(f"{name}: only agent={_LATENT} have it; leave it out with agent={agent}")
         for name in ("planner.precision", "train.precision"):
             if lookup(config, name) != "fp32":
-                raise ConfigError(f"{name}: only agent=tdmpc2 has bf16; leave it out with agent={agent}")
+                raise ConfigError(f"{name}: only agent={_LATENT} have bf16; leave it out with agent={agent}")
     if agent in ("mbmpc", "pets") and config.dynamics.name in ("analytic", "simulator"):
         raise ConfigError(f"dynamics.name: agent={agent} learns dynamics, mlp or ensemble; with {config.dynamics.name} ones use agent=mpc")
     if agent == "mpc" and config.dynamics.name in ("mlp", "ensemble"):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worldmpc.config.base import ConfigError, merge
+from worldmpc.config.readers import LATENT
 
 _MBMPC = {
     "task": "gym/CartPole-v1",
@@ -20,6 +21,14 @@ _MBMPC = {
 
 AGENTS: dict[str, dict[str, Any]] = {
     "tdmpc2": {},
+    "tdmpc_square": {"policy": {"objective": "max_q+planner_prior"}},
+    "boom": {"policy": {"objective": "max_q+weighted_prior"}},
+    "bmpc": {
+        "model": {"value": "v", "policy": "clipped", "num_q": 2, "log_std_min": -3.0, "log_std_max": 1.0},
+        "policy": {"objective": "kl_to_planner", "skip_seed_updates": True},
+        "value": {"target": "model", "bootstrap": "mean"},
+        "reanalyze": {"interval": 10},
+    },
     "mpc": {
         "task": "gym/CartPole-v1",
         "steps": 1_000,
@@ -96,6 +105,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "td3": {"hidden": (16,)},
         "planner": {"num_samples": 16, "num_elites": 4, "num_pi_trajs": 4, "iterations": 2, "num_simulations": 4},
         "loss": {"batch_size": 8},
+        "reanalyze": {"batch_size": 2},
         "train": {"seed_decisions": 50},
         "steps": 500,
         "eval_freq": 250,
@@ -104,7 +114,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "log": {"every": 50},
     },
 }
-"""What each preset changes: ``cpu`` for tdmpc2 alone, whose defaults need a GPU; ``debug`` for all."""
+"""What each preset changes: ``cpu`` for TD-MPC2 and its relatives alone, whose defaults need a GPU; ``debug`` for all."""
 
 TUNED: dict[str, dict[str, dict[str, Any]]] = {
     # Beginning with RL Baselines3 Zoo's settings, https://github.com/DLR-RM/rl-baselines3-zoo/tree/master/hyperparams
@@ -206,6 +216,8 @@ def preset_values(preset: str, agent: str, task: str | None = None) -> dict[str,
         raise ConfigError(f"agent: unknown agent '{agent}'; one of {', '.join(AGENTS)}")
     own = merge(AGENTS[agent], {"agent": agent, "preset": preset})
     if preset == "tuned":
+        if agent in LATENT and agent not in TUNED:
+            raise ConfigError(f"preset: agent={agent} has no tuned settings; use preset=cpu, or agent=tdmpc2, which has some")
         if agent not in TUNED:
             raise ConfigError(f"preset: agent={agent} needs no tuned settings: its defaults are tuned for {own['task']}; leave preset out")
         task = task or str(own.get("task", "its default task"))
@@ -215,7 +227,7 @@ def preset_values(preset: str, agent: str, task: str | None = None) -> dict[str,
         return merge(own, known[task])
     if preset not in PRESETS:
         raise ConfigError(f"preset: unknown preset '{preset}'; one of {', '.join([*PRESETS, 'tuned'])}")
-    if preset == "cpu" and agent != "tdmpc2":
+    if preset == "cpu" and agent not in LATENT:
         return own
     values = merge(own, PRESETS[preset])
     return merge(values, {"planner": {"num_pi_trajs": 0}}) if agent in ("mpc", "pets") else values  # they have no policy that proposes

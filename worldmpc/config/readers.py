@@ -10,15 +10,17 @@ from worldmpc.config.base import ConfigError
 if TYPE_CHECKING:
     from worldmpc.config.run import RunConfig
 
-PLANNING = ("tdmpc2", "mpc", "mbmpc", "pets")
+LATENT = ("tdmpc2", "tdmpc_square", "bmpc", "boom")
+"""TD-MPC2 and its relatives: one agent with other parts."""
+PLANNING = (*LATENT, "mpc", "mbmpc", "pets")
 """Agents that plan."""
 _FITTING = ("mbmpc", "pets")
-_PER_DECISION = ("tdmpc2", "dqn", "sac", "td3")
+_PER_DECISION = (*LATENT, "dqn", "sac", "td3")
 _REPLAYING = (*_PER_DECISION, *_FITTING)
 _LEARNING = (*_REPLAYING, "ppo")
 
 READERS: dict[str, tuple[str, ...]] = {
-    "model": ("tdmpc2",),
+    "model": LATENT,
     "planner": PLANNING,
     "dynamics": _FITTING,
     "dynamics.name": ("mpc", *_FITTING),
@@ -27,13 +29,18 @@ READERS: dict[str, tuple[str, ...]] = {
     "ppo": ("ppo",),
     "sac": ("sac",),
     "td3": ("td3",),
-    "loss": ("tdmpc2",),
+    "loss": LATENT,
     "loss.batch_size": _REPLAYING,
+    "policy": LATENT,
+    "value": LATENT,
+    "reanalyze": LATENT,
+    "multi_gamma": LATENT,
     "optim": _LEARNING,
-    "optim.enc_lr_scale": ("tdmpc2",),
+    "optim.enc_lr_scale": LATENT,
     "optim.grad_clip_norm": _REPLAYING,
     "replay": _REPLAYING,
     "train.utd": _PER_DECISION,
+    "train.reset_every": LATENT,
     "train.seed_decisions": _REPLAYING,
     "train.max_loss": _LEARNING,
 }

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from worldmpc.config.base import ConfigError, build, hints, key, lookup, merge, nest
 from worldmpc.config.checks import validate
 from worldmpc.config.presets import preset_values
-from worldmpc.config.readers import PLANNING, check_readers
+from worldmpc.config.readers import LATENT, PLANNING, check_readers
 from worldmpc.config.sections import (
     CheckpointConfig,
     DQNConfig,
@@ -23,13 +23,17 @@ from worldmpc.config.sections import (
     LossConfig,
     MBMPCConfig,
     ModelConfig,
+    MultiGammaConfig,
     OptimConfig,
     PlannerConfig,
+    PolicyConfig,
     PPOConfig,
+    ReanalyzeConfig,
     ReplayConfig,
     SACConfig,
     TD3Config,
     TrainConfig,
+    ValueConfig,
     resolve_model,
 )
 
@@ -39,12 +43,13 @@ class RunConfig:
     """A whole run."""
 
     task: str = key("dmc/cartpole-swingup", "suite/name: dmc/<domain>-<task>, gym/<EnvId>, gym/<module>:<EnvId>, toy/<name>")
-    agent: Literal["tdmpc2", "mpc", "mbmpc", "pets", "dqn", "ppo", "sac", "td3"] = key(
+    agent: Literal["tdmpc2", "tdmpc_square", "bmpc", "boom", "mpc", "mbmpc", "pets", "dqn", "ppo", "sac", "td3"] = key(
         "tdmpc2", "algorithm; each has defaults of its own, listed below"
     )
     preset: str = key(
         "default", "named set of values: default (tdmpc2: 5M, published), cpu, debug, tuned (for one task); overrides come on top"
     )
+    label: str | None = key(None, "how results and tables call this run; null: the agent's name")
     seed: int = key(1, "seed of networks, exploration, replay sampling and environments")
     seeds: tuple[int, ...] | None = key(
         None, "train these seeds together as one batched model, [1,2,3]; each ends as if trained alone with seed="
@@ -55,7 +60,7 @@ class RunConfig:
     threads: int = key(0, "CPU threads for torch; 0: chosen from the network width; 1 is best for several runs at once")
     compile: bool = key(False, "compile update and planner with torch.compile; takes a minute, the next run finds it cached")
     cuda_graph: bool = key(False, "capture update and planner as CUDA graphs, with or without compile")
-    run_dir: str | None = key(None, "where the run writes; null: runs/<task>/<agent>-<preset>-seed<seed>")
+    run_dir: str | None = key(None, "where the run writes; null: runs/<task>/<label or agent>-<preset>-seed<seed>")
     resume: str = key("never", "never: start a fresh run; auto: continue the newest checkpoint of this run, if any; or a checkpoint's path")
     env: EnvConfig = field(default_factory=EnvConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -67,6 +72,10 @@ class RunConfig:
     sac: SACConfig = field(default_factory=SACConfig)
     td3: TD3Config = field(default_factory=TD3Config)
     loss: LossConfig = field(default_factory=LossConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    value: ValueConfig = field(default_factory=ValueConfig)
+    reanalyze: ReanalyzeConfig = field(default_factory=ReanalyzeConfig)
+    multi_gamma: MultiGammaConfig = field(default_factory=MultiGammaConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -155,7 +164,7 @@ def plans(config: RunConfig) -> bool:
 
 def network_width(config: RunConfig) -> int:
     """Return the width of the widest hidden layer."""
-    if config.agent == "tdmpc2":
+    if config.agent in LATENT:
         return resolve_model(config.model).mlp_dim or 0
     if config.agent in PLANNING:
         return max(config.dynamics.hidden)

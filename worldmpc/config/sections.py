@@ -42,6 +42,11 @@ class ModelConfig:
     dropout: float = key(0.01, "dropout in the first layer of each critic")
     log_std_min: float = key(-10.0, "lower bound of the policy's log standard deviation")
     log_std_max: float = key(2.0, "upper bound of the policy's log standard deviation")
+    policy: Literal["squashed", "clipped"] = key(
+        "squashed", "Gaussian prior: squashed: tanh of a sample (TD-MPC2); clipped: tanh of the mean, samples clipped to [-1, 1] (BMPC)"
+    )
+    value: Literal["q", "v"] = key("q", "what the ensemble of critics reads: q: latent and action (TD-MPC2); v: the latent alone (BMPC)")
+    num_dynamics: int = key(1, "dynamics networks; planning averages returns over them")
     termination: Literal["auto", "on", "off"] = key("auto", "termination head; auto: where the environment can terminate")
     continuation: Literal["soft", "hard"] = key(
         "soft", "how planning weighs predicted termination: by its probability, or by the published threshold of 0.5"
@@ -57,6 +62,9 @@ class PlannerConfig:
     )
     mpc: bool = key(True, "plan; false: act with the policy prior alone")
     precision: Literal["fp32", "bf16"] = key("fp32", "matrix products of planning; bf16: faster, parameters stay fp32")
+    uncertainty_coef: float = key(
+        0.0, "with several dynamics: subtract this times the standard deviation of a candidate's returns over them"
+    )
     horizon: int = key(3, "planning horizon, in decisions; also the length of the training windows, unless loss.horizon is given")
     iterations: int = key(6, "refinement iterations; of diffusion: denoising steps; random_shooting and policy_guided have one")
     extra_iterations: int = key(2, "added to iterations where the action space has 20 or more dimensions")
@@ -191,6 +199,68 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class PolicyConfig:
+    """What TD-MPC2's policy prior learns from."""
+
+    objective: Literal["max_q", "kl_to_planner", "max_q+planner_prior", "max_q+weighted_prior", "max_q+bc", "bc", "awac"] = key(
+        "max_q",
+        "max_q: value and entropy (TD-MPC2); kl_to_planner: divergence from the planner's distribution (BMPC); max_q+planner_prior: and "
+        "its likelihood under that distribution (TD-M(PC)^2); max_q+weighted_prior: weighted by value (BOOM); max_q+bc: and squared error "
+        "to the action taken; bc: that likelihood alone; awac: likelihood of the action taken, weighted by its advantage",
+    )
+    prior_coef: float | None = key(
+        None, "weight of the planner's part beside max_q; null: published: planner_prior A/61, weighted_prior A/50, bc 1 (A actions)"
+    )
+    scale_threshold: float = key(2.0, "the planner's part beside max_q begins once the running scale of values exceeds this")
+    awac_temperature: float = key(0.3333, "awac: advantages, in units of the running scale, are divided by this")
+    skip_seed_updates: bool = key(
+        False, "leave the policy, and reanalyze, out of the updates that the seed phase is worth, when there are no plans yet"
+    )
+
+
+@dataclass(frozen=True)
+class ValueConfig:
+    """What TD-MPC2's critics learn."""
+
+    target: Literal["td", "n_step", "td_lambda", "model"] = key(
+        "td",
+        "td: one replayed step and a bootstrap (TD-MPC2); n_step, td_lambda: more of the window; model: imagined steps of the present "
+        "policy (BMPC)",
+    )
+    bootstrap: Literal["min", "mean"] = key("min", "of two slow critics drawn at random: min (TD-MPC2) or mean (BMPC)")
+    n_step: int = key(3, "n_step: replayed steps before the bootstrap, fewer at the window's end")
+    lam: float = key(0.95, "td_lambda: weight of longer returns")
+    td_horizon: int = key(1, "model: imagined steps before the bootstrap; with value=q the first of them is the replayed one")
+
+
+@dataclass(frozen=True)
+class ReanalyzeConfig:
+    """Plans anew for replayed steps, whose plans are then replaced in the replay (BMPC)."""
+
+    interval: int = key(0, "updates between reanalyses; 0: never")
+    batch_size: int = key(20, "windows of the batch that are planned anew, at all their steps")
+    log_std_min: float = key(-2.0, "lower bound of the policy prior's log standard deviation for the proposals of these plans")
+    log_std_max: float = key(1.0, "upper bound of it")
+
+
+@dataclass(frozen=True)
+class MultiGammaConfig:
+    """Auxiliary value heads at several discounts, which shape the latent and decide nothing."""
+
+    enabled: bool = key(False, "learn them")
+    gammas: tuple[float | Literal["primary"], ...] = key(
+        (), "discounts per decision, at most 6; the first one is the task's own: primary, or its number"
+    )
+    head: Literal["joint", "separate"] = key("joint", "joint: one linear layer on the latent for all; separate: one for each")
+    bootstrap: Literal["self", "primary"] = key(
+        "self", "value of the next latent in the targets: self: a slow copy of the same head; primary: the slow critics"
+    )
+    loss_weight: float = key(0.5, "weight of each auxiliary loss")
+    debug_logging: bool = key(False, "snapshots at evaluations hold every step, bootstraps and bins, of more examples")
+    log_num_examples: int = key(8, "most examples of a snapshot; without debug_logging at most 4")
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """Optimisers."""
 
@@ -221,6 +291,9 @@ class TrainConfig:
 
     utd: float = key(1.0, "updates per decision, whatever num_envs is")
     precision: Literal["fp32", "bf16"] = key("fp32", "matrix products of updates; bf16: autocast, parameters and losses stay fp32")
+    reset_every: int | None = key(
+        None, "updates between fresh last layers of critics and policy, against overfitting with a high utd; null: never"
+    )
     overlap: bool = key(False, "update while the environments step, one decision behind: a batch cannot hold the step under way")
     seed_decisions: int | None = key(None, "random decisions before learning; null: max(1000, 5 episodes)")
     until_return: float | None = key(None, "end the run once an evaluation's mean return reaches this; null: go to steps")

@@ -143,9 +143,19 @@ static inline vec bounded(const Gaussian *g, vec log_std) {
     return g->log_std_min + 0.5f * (g->log_std_max - g->log_std_min) * (tanh_of(log_std) + 1.0f);
 }
 
-// Actions alone, of one row: tanh(mean + eps std).
-static void sample_row(const Gaussian *g, const float *raw, const float *eps, float *action) {
+// x within -1 and 1. NaN stays NaN, as x is the second operand.
+static inline vec clip(vec x) { return LEAST(all(1.0f), MOST(all(-1.0f), x)); }
+
+// Actions alone, of one row: tanh(mean + eps std), or clip(tanh(mean) + eps std).
+static void sample_row(const Gaussian *g, int clipped, const float *raw, const float *eps, float *action) {
     const int64_t n = g->dims;
+    if (clipped) {
+        EACH(c, n, {
+            const vec std = exp_of(bounded(g, load(raw + n + c, left)));
+            store(action + c, left, clip(tanh_of(load(raw + c, left)) + load(eps + c, left) * std));
+        });
+        return;
+    }
     EACH(c, n, store(action + c, left, tanh_of(load(raw + c, left) + load(eps + c, left) * exp_of(bounded(g, load(raw + n + c, left))))););
 }
 

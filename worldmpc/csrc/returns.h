@@ -1,14 +1,16 @@
-// Returns of imagined sequences, as worldmpc.planners.rollout_return defines them, for the world model of TD-MPC2.
+// Returns of imagined sequences, as worldmpc.planners.rollout_return defines them, for the world model of TD-MPC2. Without a policy its critics
+// read the latent alone; with one, an action of either Gaussian of sample_row as well.
 
 #pragma once
 #include "heads.h"
 #include "network.h"
 
 typedef struct {
-    Net dynamics, reward, policy, critics, termination; // critics: heads to average; termination: layers is 0 where there is none
+    Net dynamics, reward, policy, critics, termination; // policy, termination: layers is 0 where there is none; critics: heads to average
     int64_t envs, samples, horizon;                     // E, S, H
     int64_t actions_dim, bins;                          // A, K
     int64_t hard;                                       // continuation by a threshold instead of a probability
+    int64_t clipped;                                    // the policy's actions are clipped instead of squashed
     int64_t threads;
     float discount, log_std_min, log_std_max;
     const float *z, *actions, *eps, *support; // [E, Z], [H, E, S, A], [E, S, A] (for proposals [H, E, S, A]), [K]
@@ -45,10 +47,12 @@ static void returns_of_block(const Returns *r, int64_t first, int64_t rows, cons
         }
     }
     x.start = NULL;
-    forward_block(&r->policy, 0, 0, rows, x, logits, length, scratch, length, size);
-    const Gaussian prior = gaussian_prior(r);
-    for (int64_t i = 0; i < rows; i++) sample_row(&prior, logits + i * length, r->eps + (first + i) * a, act + i * a);
-    x.x2 = act, x.ld2 = a;
+    if (r->policy.layers) {
+        forward_block(&r->policy, 0, 0, rows, x, logits, length, scratch, length, size);
+        const Gaussian prior = gaussian_prior(r);
+        for (int64_t i = 0; i < rows; i++) sample_row(&prior, r->clipped, logits + i * length, r->eps + (first + i) * a, act + i * a);
+        x.x2 = act, x.ld2 = a;
+    }
     for (int64_t head = 0; head < r->critics.heads; head++) {
         forward_block(&r->critics, r->critics.members[head], 0, rows, x, logits, length, scratch, length, size);
         for (int64_t i = 0; i < rows; i++) value[i] += weight[i] * two_hot_value(logits + i * length, r->support, n) / r->critics.heads;
@@ -57,9 +61,11 @@ static void returns_of_block(const Returns *r, int64_t first, int64_t rows, cons
 }
 
 int worldmpc_returns(const Returns *r) {
-    const Net *nets[] = {&r->dynamics, &r->reward, &r->policy, &r->critics, &r->termination};
-    const int64_t rows = r->envs * r->samples, count = r->termination.layers ? 5 : 4;
-    int64_t length = 0, work = 0;
+    const Net *possible[] = {&r->dynamics, &r->reward, &r->policy, &r->critics, &r->termination}, *nets[5];
+    const int64_t rows = r->envs * r->samples;
+    int64_t length = 0, work = 0, count = 0;
+    for (int i = 0; i < 5; i++)
+        if (possible[i]->layers) nets[count++] = possible[i];
     for (int i = 0; i < count; i++) length = length > row_length(nets[i]) ? length : row_length(nets[i]);
     for (int i = 0; i < count; i++) work += multiplications(nets[i]);
     const int threads = threads_for(r->threads, work);
@@ -119,7 +125,7 @@ int worldmpc_proposals(const Returns *r) {
                     Input x = {.x1 = z, .ld1 = length, .shared = 1};
                     forward_block(&r->policy, 0, 0, count, x, logits, length, scratch, length, tall);
                     for (int64_t i = 0; i < count; i++)
-                        sample_row(&prior, logits + i * length, r->eps + (h * rows + first + i) * a, act + i * a);
+                        sample_row(&prior, r->clipped, logits + i * length, r->eps + (h * rows + first + i) * a, act + i * a);
                     x.x2 = act, x.ld2 = a;
                     if (h + 1 < r->horizon) forward_block(&r->dynamics, 0, 0, count, x, z, length, scratch, length, tall);
                 }

@@ -26,6 +26,7 @@ class ReplaySource:
         generator: torch.Generator,
         convert: Callable[[SequenceBatch], Batch] | None = None,
         draw: Callable[[int], Any] | None = None,
+        refresh: Callable[[SequenceBatch, int], SequenceBatch] | None = None,
     ) -> None:
         """Wrap a replay.
 
@@ -38,6 +39,8 @@ class ReplaySource:
             convert: makes what an update wants out of windows; None: windows.
             draw: returns one batch for a number of updates that are due, instead of windows at random, such as all that is stored; then
                 what is due is done at once.
+
+            refresh: may renew what is stored with the windows of an update, which is counted from 1, and returns them as they then are.
 
         Raises:
             ConfigError: a value out of range, or a generator on another device.
@@ -55,7 +58,7 @@ class ReplaySource:
         self.utd = utd
         self.seed_decisions = seed_decisions
         self.generator = generator
-        self.convert, self.draw = convert, draw
+        self.convert, self.draw, self.refresh = convert, draw, refresh
         self.decisions = 0
         self.updates = 0
         self.resume_at = 0
@@ -107,6 +110,8 @@ class ReplaySource:
             return self.draw(due)
         batch = self.replay.sample(torch.rand(self.batch_size, dtype=torch.float64, generator=self.generator))
         self.updates += 1
+        if self.refresh is not None:
+            batch = self.refresh(batch, self.updates)
         return batch if self.convert is None else self.convert(batch)
 
     def describe(self) -> str:

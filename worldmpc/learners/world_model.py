@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +17,8 @@ from worldmpc.types import Metrics, Noise, SequenceBatch
 
 ModelLoss = Callable[[SequenceBatch, Noise], tuple[Tensor, Tensor, Metrics]]
 """``(batch, noise) -> loss [*N], imagined latents without gradient, metrics [*N]``."""
-PolicyLoss = Callable[[Tensor, Tensor, Tensor, Noise], tuple[Tensor, Metrics]]
-"""``(latents, mask, running scale [*N], noise) -> loss [*N], metrics [*N]``."""
+PolicyLoss = Callable[[Tensor, SequenceBatch, Tensor, Noise], tuple[Tensor, Metrics]]
+"""``(latents, batch, running scale [*N], noise) -> loss [*N], metrics [*N]``."""
 
 
 class Learner:
@@ -32,6 +34,8 @@ class Learner:
         policy_optimizer: of the policy prior.
         update_target: moves the slow critics by a rate [*N].
         scale: running range of values [*N].
+        policy_from: updates of the world model alone before the policy learns as well.
+        reset: draws the last layers of policy and critics anew in the update of the given number, and returns their names' prefixes.
     """
 
     def __init__(
@@ -43,41 +47,78 @@ class Learner:
         policy_optimizer: GroupOptimizer,
         update_target: Callable[[Tensor], None],
         scale: Tensor,
+        *,
+        policy_from: int = 0,
+        reset: Callable[[int], Sequence[str]],
     ) -> None:
         self.config = config
         self.model_loss, self.policy_loss, self.update_target = model_loss, policy_loss, update_target
         self.model_optimizer, self.policy_optimizer = model_optimizer, policy_optimizer
         self.scale, self.skipped = scale, torch.zeros_like(scale)
+        self.policy_from, self.reset = policy_from, reset
         self.updates = 0
-        self._step = Captured(self.step) if config.cuda_graph else self.step
+        self._steps: dict[bool, Callable[..., Metrics]] = {policy: functools.partial(self.step, policy=policy) for policy in (True, False)}
+        if config.cuda_graph:
+            self._steps = {policy: Captured(step) for policy, step in self._steps.items()}
 
     def update(self, batch: SequenceBatch, noise: Noise) -> Metrics:
         """Do one update; a loss or gradient that is not finite, or a loss above ``train.max_loss``, is not applied, in no seed."""
         self.model_optimizer.schedule(self.updates)
         self.policy_optimizer.schedule(self.updates)
-        metrics = self._step(batch, noise)
+        every = self.config.train.reset_every
+        if every is not None and self.updates and self.updates % every == 0:
+            names = self.reset(self.updates)
+            self.model_optimizer.forget(names)
+            self.policy_optimizer.forget(names)
+        metrics = self._steps[self.updates >= self.policy_from](batch, noise)
         self.updates += 1
         return metrics
 
-    def step(self, batch: SequenceBatch, noise: Noise) -> Metrics:
-        """Do one update with the learning rates as they are; nothing here depends on numbers outside of tensors that change."""
+    def step(self, batch: SequenceBatch, noise: Noise, policy: bool = True) -> Metrics:
+        """Do one update with the learning rates as they are, of the ``policy`` too or of the world model alone.
+
+        Nothing here depends on numbers outside of tensors that change.
+        """
         with constant_parameters():
             with self._autocast():
                 loss, zs, metrics = self.model_loss(batch, noise)
             gradients = self.model_optimizer.gradients(loss.sum())
         metrics["grad_norm"], skip = self.model_optimizer.step(gradients, self._diverged(loss))
+        if policy:
+            found, skip = self._step_policy(zs, batch, noise, skip)
+            metrics |= found
+        with torch.no_grad():
+            self.update_target(self.config.loss.tau * (1 - skip.amax().expand_as(skip)))
+            self.skipped += skip
+        return metrics | {"skipped_updates": self.skipped.clone()}
+
+    def _step_policy(self, zs: Tensor, batch: SequenceBatch, noise: Noise, skip: Tensor) -> tuple[Metrics, Tensor]:
+        """Do the policy's part of an update, unless ``skip`` [*N] is 1 for any seed; return metrics and the new ``skip``."""
         with constant_parameters():
             with self._autocast():
-                loss, policy_metrics = self.policy_loss(zs, batch.mask, self.scale, noise)
+                loss, metrics = self.policy_loss(zs, batch, self.scale, noise)
             gradients = self.policy_optimizer.gradients(loss.sum())
         skip = torch.maximum(skip, self._diverged(loss))
-        policy_metrics["pi_grad_norm"], skip = self.policy_optimizer.step(gradients, skip)
+        metrics["pi_grad_norm"], skip = self.policy_optimizer.step(gradients, skip)
         with torch.no_grad():
-            any_skip = skip.amax().expand_as(skip)
-            self.scale.copy_(torch.where(any_skip > 0, self.scale, policy_metrics["pi_scale"]))
-            self.update_target(self.config.loss.tau * (1 - any_skip))
-            self.skipped += skip
-        return metrics | policy_metrics | {"pi_loss": loss.detach(), "skipped_updates": self.skipped.clone()}
+            self.scale.copy_(torch.where(skip.amax().expand_as(skip) > 0, self.scale, metrics["pi_scale"]))
+        return metrics | {"pi_loss": loss.detach()}, skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return optimisers, running scale and counter."""
+        return {
+            "model_optimizer": self.model_optimizer.state_dict(),
+            "policy_optimizer": self.policy_optimizer.state_dict(),
+            "scale": self.scale,
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.model_optimizer.load_state_dict(state["model_optimizer"])
+        self.policy_optimizer.load_state_dict(state["policy_optimizer"])
+        self.scale.copy_(state["scale"])
+        self.updates = int(state["updates"])
 
     def leave_to_stack(self) -> None:
         """Refuse to update from now on: whoever shares the counters of a stack must not go on alone."""
@@ -85,7 +126,7 @@ class Learner:
         def refuse(batch: SequenceBatch, noise: Noise) -> Metrics:
             raise RuntimeError("this agent learns through its stack; save it and load it to go on alone")
 
-        self._step = refuse
+        self._steps = dict.fromkeys((True, False), refuse)
 
     @property
     def compile_seconds(self) -> float:

@@ -14,6 +14,9 @@ from worldmpc.models.gradients import Mapped, differentiate, mapped, transformin
 from worldmpc.models.networks import plain_float
 from worldmpc.types import PolicySample
 
+LARGEST_SQUASHED = 1 - 1e-4
+"""Actions beyond are taken for this, as the inverse of the squash is infinite at 1."""
+
 
 def squashed_gaussian(raw: Tensor, eps: Tensor, log_std_min: float, log_std_max: float) -> PolicySample:
     """Sample tanh(mean + eps std) from the policy network's output.
@@ -40,6 +43,29 @@ def plain_squashed_gaussian(raw: Tensor, eps: Tensor, log_std_min: float, log_st
     log_prob = gaussian - torch.log(torch.relu(1 - action.square()) + 1e-6).sum(-1)
     scaled = -log_prob * (gaussian * eps.shape[-1] / (log_prob + 1e-8))
     return PolicySample(action, torch.tanh(mean), log_std, log_prob, -log_prob, scaled)
+
+
+def clipped_gaussian(raw: Tensor, eps: Tensor, log_std_min: float, log_std_max: float) -> PolicySample:
+    """Sample clip(tanh(mean) + eps std, -1, 1) from the policy network's output: a Gaussian in the space of actions (BMPC).
+
+    Densities are those before clipping; shapes are those of :func:`squashed_gaussian`.
+    """
+    mean, log_std = split_gaussian(raw, log_std_min, log_std_max)
+    mean = torch.tanh(mean)
+    log_prob = (-0.5 * eps.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+    action = (mean + eps * log_std.exp()).clamp(-1, 1)
+    return PolicySample(action, mean, log_std, log_prob, -log_prob, -log_prob * eps.shape[-1])
+
+
+def gaussian_log_prob(raw: Tensor, action: Tensor, log_std_min: float, log_std_max: float, clipped: bool) -> Tensor:
+    """Log-density of given actions under the squashed or the clipped Gaussian: [..., 2 A], [..., A] -> [...]."""
+    mean, log_std = split_gaussian(raw, log_std_min, log_std_max)
+    if clipped:
+        mean, place, correction = torch.tanh(mean), action, torch.zeros_like(action)
+    else:
+        action = action.clamp(-LARGEST_SQUASHED, LARGEST_SQUASHED)
+        place, correction = torch.atanh(action), torch.log(1 - action.square() + 1e-6)
+    return (-0.5 * ((place - mean) / log_std.exp()).square() - log_std - 0.5 * math.log(2 * math.pi) - correction).sum(-1)
 
 
 def split_gaussian(raw: Tensor, log_std_min: float, log_std_max: float) -> tuple[Tensor, Tensor]:

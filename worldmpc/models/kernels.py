@@ -133,6 +133,10 @@ class ImaginedNets(NamedTuple):
     """[K] bins in symlog space."""
     log_std: tuple[float, float]
     hard: bool
+    state_values: bool = False
+    """Critics read the latent alone: returns end in V(z), and the policy is not evaluated."""
+    clipped: bool = False
+    """The policy's actions are clip(tanh(mean) + eps std, -1, 1) instead of tanh(mean + eps std)."""
 
 
 def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps: Tensor, critics: Tensor) -> Tensor | None:
@@ -143,7 +147,7 @@ def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps
         z: [E, S, Z] starts, those of an environment being one latent expanded.
         actions: [H, E, S, A].
         discount: per decision.
-        eps: [E, S, A].
+        eps: [E, S, A]; with ``state_values`` it is not looked at.
         critics: [2].
 
     Returns:
@@ -151,15 +155,18 @@ def returns(nets: ImaginedNets, z: Tensor, actions: Tensor, discount: float, eps
     """
     if torch.is_grad_enabled() or z.dim() != 3 or actions.dim() != 4 or not actions.shape[0]:
         return None
+    if nets.state_values:
+        eps = actions[0]  # stands in for noise that no policy reads
     if z.shape[:2] != eps.shape[:2] or eps.shape != actions.shape[1:]:
         return None
     latent, dim, bins = z.shape[-1], actions.shape[-1], nets.support.shape[0]
     networks = {
         "dynamics": (nets.dynamics, latent + dim, latent),
         "reward": (nets.reward, latent + dim, bins),
-        "policy": (nets.policy, latent, 2 * dim),
-        "critics": (nets.critics, latent + dim, bins),
+        "critics": (nets.critics, latent if nets.state_values else latent + dim, bins),
     }
+    if not nets.state_values:
+        networks["policy"] = nets.policy, latent, 2 * dim
     if nets.termination is not None:
         networks["termination"] = nets.termination, latent, 1
     if not _imaginable(networks, z, actions, eps, nets.support) or not _fit(critics, None, (z,), nets.critics):
@@ -238,6 +245,6 @@ def _imagination(
         alive.append(packed)
     call.envs, call.samples, call.horizon, call.actions_dim, call.threads = envs, samples, horizon, action_dim, torch.get_num_threads()
     call.log_std_min, call.log_std_max = nets.log_std
-    call.z, call.eps = z.data_ptr(), eps.data_ptr()
+    call.clipped, call.z, call.eps = nets.clipped, z.data_ptr(), eps.data_ptr()
     call.alive = alive
     return call, library

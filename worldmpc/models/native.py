@@ -51,7 +51,7 @@ class CReturns(ctypes.Structure):
 
     _fields_ = [
         *((name, CNet) for name in ("dynamics", "reward", "policy", "critics", "termination")),
-        *((name, ctypes.c_int64) for name in ("envs", "samples", "horizon", "actions_dim", "bins", "hard", "threads")),
+        *((name, ctypes.c_int64) for name in ("envs", "samples", "horizon", "actions_dim", "bins", "hard", "clipped", "threads")),
         *((name, ctypes.c_float) for name in ("discount", "log_std_min", "log_std_max")),
         *((name, Pointer) for name in ("z", "actions", "eps", "support", "out")),
     ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from worldmpc.config import ConfigError, ModelConfig, resolve_model
 from worldmpc.models import heads, kernels
+from worldmpc.models.auxiliary import AuxiliaryValues
 from worldmpc.models.nets import MLP, EnsembleMLP, SimNorm, init_weights
 from worldmpc.models.two_hot import TwoHot
 from worldmpc.noise import derive_seed, gumbel
@@ -38,23 +40,30 @@ class WorldModel(nn.Module):
         assert config.enc_dim and config.mlp_dim and config.latent_dim and config.num_enc_layers and config.num_q
         if config.latent_dim % config.simnorm_dim:
             raise ConfigError(f"model.latent_dim: expected a multiple of model.simnorm_dim ({config.simnorm_dim}), got {config.latent_dim}")
-        self.config, self.obs_dim, self.action_dim, self.discrete = config, obs_dim, action_dim, discrete
+        self.config, self.obs_dim, self.action_dim, self.discrete, self.seed = config, obs_dim, action_dim, discrete, seed
         latent, hidden, joint = config.latent_dim, [config.mlp_dim] * 2, config.latent_dim + action_dim
         simnorm = SimNorm(config.simnorm_dim, config.simnorm_layout)
         self.two_hot = TwoHot(config.num_bins, config.vmin, config.vmax)
         self.encoder = MLP(obs_dim, [config.enc_dim] * max(config.num_enc_layers - 1, 1), latent, simnorm)
-        self.dynamics = MLP(joint, hidden, latent, simnorm)
+        networks = [MLP(joint, hidden, latent, simnorm) for _ in range(config.num_dynamics)]
+        self.dynamics: nn.Module = networks[0] if len(networks) == 1 else nn.ModuleList(networks)
+        if len(networks) > 1:
+            self.num_particles = len(networks)
         self.reward = MLP(joint, hidden, config.num_bins)
         self.pi = MLP(latent, hidden, action_dim if discrete else 2 * action_dim)
-        self.q = EnsembleMLP(config.num_q, joint, hidden, config.num_bins)
+        self.q = EnsembleMLP(config.num_q, joint, hidden, config.num_bins) if config.value == "q" else None
+        self.v = EnsembleMLP(config.num_q, latent, hidden, config.num_bins) if config.value == "v" else None
         self.termination = MLP(latent, hidden, 1) if terminates else None
         generator = torch.Generator().manual_seed(derive_seed(seed, "init"))
-        for network in (self.encoder, self.dynamics, self.reward, self.pi, self.q, self.termination):
+        for network in (self.encoder, self.dynamics, self.reward, self.pi, self.q, self.v, self.termination):
             if network is not None:
                 init_weights(network, generator)
-        for last in (self.reward[-1], self.q.layers[-1]):
+        for last in (self.reward[-1], self.critics.layers[-1]):
             nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-        self.target_q = copy.deepcopy(self.q).requires_grad_(False)
+        self.target_q = None if self.q is None else copy.deepcopy(self.q).requires_grad_(False)
+        self.target_v = None if self.v is None else copy.deepcopy(self.v).requires_grad_(False)
+        self.auxiliary: AuxiliaryValues | None = None
+        """Values at further discounts, where the agent learns some."""
         if discrete:
             self.action_probs = self._action_probs
         self.trajectory: nn.Module | None = None
@@ -69,7 +78,26 @@ class WorldModel(nn.Module):
     @property
     def num_q(self) -> int:
         """Number of critics."""
-        return self.q.members
+        return self.critics.members
+
+    @property
+    def state_values(self) -> bool:
+        """Whether critics read the latent alone, V(z), instead of latent and action, Q(z, a)."""
+        return self.q is None
+
+    @property
+    def critics(self) -> EnsembleMLP:
+        """The ensemble of critics, of whichever kind."""
+        critics = self.q or self.v
+        assert critics is not None
+        return critics
+
+    @property
+    def slow_copies(self) -> dict[str, str]:
+        """Names of the modules that follow others slowly -> names of those others."""
+        copies = {"target_v": "v"} if self.state_values else {"target_q": "q"}
+        slow = self.auxiliary is not None and self.auxiliary.slow is not None
+        return {**copies, "auxiliary.slow": "auxiliary.heads"} if slow else copies
 
     @property
     def hidden_dim(self) -> int:
@@ -84,30 +112,50 @@ class WorldModel(nn.Module):
         return self.encoder(obs)
 
     def next(self, z: Tensor, action: Tensor) -> Tensor:
-        """Latent dynamics alone: [..., Z], [..., A] -> [..., Z]."""
-        return self.dynamics(z, action)
+        """Latent dynamics alone, of several the first: [..., Z], [..., A] -> [..., Z]."""
+        return self._networks()[0](z, action)
 
     def imagine(self, z: Tensor, actions: Tensor) -> Tensor:
-        """Latents alone of whole sequences: [..., Z], [T, ..., A] (without gradient) -> [T+1, ..., Z]."""
-        if type(self).next is WorldModel.next and "next" not in self.__dict__ and _is_plain(self.dynamics, MLP):
-            return self.dynamics.rollout(z, actions)
-        return torch.stack(self._follow(z, actions))
+        """Latents alone of whole sequences: [..., Z], [T, ..., A] (without gradient) -> [T+1, ..., Z].
+
+        Of several dynamics each imagines an equal part of the first dimension, [B, Z] for [T, B, A].
+        """
+        networks = self._networks()
+        if len(networks) > 1:
+            parts = zip(networks, z.chunk(len(networks)), actions.chunk(len(networks), 1), strict=True)
+            return torch.cat([network.rollout(own, acts) for network, own, acts in parts], 1)
+        if type(self).next is WorldModel.next and "next" not in self.__dict__ and _is_plain(networks[0], MLP):
+            return networks[0].rollout(z, actions)
+        return torch.stack(self._follow(self.next, z, actions))
 
     def step(self, z: Tensor, action: Tensor) -> ModelStep:
-        """[..., Z], [..., A] -> z [..., Z], reward [...], cont [...]."""
-        following = self.dynamics(z, action)
+        """[..., Z], [..., A] -> z [..., Z], reward [...], cont [...]; of several dynamics with the first."""
+        following = self.next(z, action)
         return ModelStep(following, self.two_hot.decode(self.reward(z, action)), self.cont(following))
 
     def rollout(self, z: Tensor, actions: Tensor) -> ModelStep:
-        """Imagine whole sequences: [..., Z], [H, ..., A] -> z [H+1, ..., Z], reward [H, ...], cont [H, ...]."""
-        latents = torch.stack(self._follow(z, actions))
+        """Imagine whole sequences: [..., Z], [H, ..., A] -> z [H+1, ..., Z], reward [H, ...], cont [H, ...].
+
+        Of several dynamics each imagines its own entry of the first dimension of ``z`` and the second one of ``actions``.
+        """
+        networks = self._networks()
+        if len(networks) > 1:
+            members = [torch.stack(self._follow(network, z[index], actions[:, index])) for index, network in enumerate(networks)]
+            latents = torch.stack(members, 1)
+        else:
+            latents = torch.stack(self._follow(self.next, z, actions))
         reward = self.two_hot.decode(self.reward(latents[:-1], actions))
         return ModelStep(latents, reward, self.cont(latents[1:]))
 
-    def _follow(self, z: Tensor, actions: Tensor) -> list[Tensor]:
+    def _networks(self) -> Sequence[MLP]:
+        """Return the dynamics networks."""
+        return [self.dynamics] if isinstance(self.dynamics, MLP) else list(self.dynamics)  # type: ignore[call-overload]
+
+    @staticmethod
+    def _follow(dynamics: Callable[[Tensor, Tensor], Tensor], z: Tensor, actions: Tensor) -> list[Tensor]:
         zs = [z]
         for action in actions:
-            zs.append(self.next(zs[-1], action))
+            zs.append(dynamics(zs[-1], action))
         return zs
 
     def fast_returns(self, z: Tensor, actions: Tensor, discount: float, eps: Tensor, critics: Tensor) -> Tensor | None:
@@ -115,23 +163,30 @@ class WorldModel(nn.Module):
         nets = self._imagined_nets()
         return None if nets is None else kernels.returns(nets, z, actions, discount, eps, critics)
 
-    def fast_proposals(self, z: Tensor, eps: Tensor) -> Tensor | None:
-        """Do what :func:`worldmpc.planners.propose` does in one call of the CPU library; None where that cannot do it."""
+    def fast_proposals(self, z: Tensor, eps: Tensor, log_std: tuple[float, float] | None = None) -> Tensor | None:
+        """Do what :func:`worldmpc.planners.propose` does in one call of the CPU library; None where that cannot do it.
+
+        ``log_std``: bounds of the prior's log standard deviation; None: those of the configuration.
+        """
         nets = self._imagined_nets()
-        return None if nets is None else kernels.proposals(nets, z, eps)
+        if nets is None:
+            return None
+        return kernels.proposals(nets if log_std is None else nets._replace(log_std=log_std), z, eps)
 
     def _imagined_nets(self) -> kernels.ImaginedNets | None:
         if self.discrete or torch.compiler.is_compiling() or not self._is_unchanged():
             return None  # whoever changes a part of the model gets the parts called one by one
         return kernels.ImaginedNets(
-            dynamics=self.dynamics.network(),
+            dynamics=self._networks()[0].network(),
             reward=self.reward.network(),
             policy=self.pi.network(),
-            critics=self.q.network(),
+            critics=self.critics.network(),
             termination=None if self.termination is None else self.termination.network(),
             support=self.two_hot.bins,
-            log_std=(self.config.log_std_min, self.config.log_std_max),
+            log_std=self._log_std,
             hard=self.config.continuation == "hard",
+            state_values=self.state_values,
+            clipped=self.config.policy == "clipped",
         )
 
     def _is_unchanged(self) -> bool:
@@ -141,7 +196,7 @@ class WorldModel(nn.Module):
         return all(part is None or _is_plain(part, kind) for part, kind in zip(self._parts(), _KINDS, strict=True))
 
     def _parts(self) -> tuple[nn.Module | None, ...]:
-        return self.dynamics, self.reward, self.pi, self.q, self.termination, self.two_hot
+        return self.dynamics, self.reward, self.pi, self.critics, self.termination, self.two_hot
 
     def cont(self, z: Tensor) -> Tensor:
         """Probability that the episode goes on after reaching a latent (0 or 1 with ``continuation=hard``): [..., Z] -> [...]."""
@@ -152,15 +207,26 @@ class WorldModel(nn.Module):
             terminated = (terminated > 0.5).to(z.dtype)
         return 1 - terminated
 
-    def propose(self, z: Tensor, eps: Tensor) -> Tensor:
-        """Sample of the policy prior, its mode where ``eps`` is 0: [..., Z], [..., A] -> [..., A]."""
+    def propose(self, z: Tensor, eps: Tensor, log_std: tuple[float, float] | None = None) -> Tensor:
+        """Sample of the policy prior, its mode where ``eps`` is 0: [..., Z], [..., A] -> [..., A].
+
+        ``log_std``: bounds of its log standard deviation; None: those of the configuration.
+        """
         if self.discrete:
             return heads.one_hot_argmax(self.pi(z) + gumbel(eps))
-        mean, log_std = heads.split_gaussian(self.pi(z), self.config.log_std_min, self.config.log_std_max)
-        return torch.tanh(mean + eps * log_std.exp())
+        mean, spread = heads.split_gaussian(self.pi(z), *(log_std or self._log_std))
+        if self.config.policy == "clipped":
+            return (torch.tanh(mean) + eps * spread.exp()).clamp(-1, 1)
+        return torch.tanh(mean + eps * spread.exp())
+
+    @property
+    def _log_std(self) -> tuple[float, float]:
+        return self.config.log_std_min, self.config.log_std_max
 
     def terminal_value(self, z: Tensor, eps: Tensor, critics: Tensor) -> Tensor:
-        """Mean of the given critics at a sampled action, or expected over all choices: [..., Z], [..., A], [2] -> [...]."""
+        """Mean of the given critics, of actions at a sampled one or expected over all choices: [..., Z], [..., A], [2] -> [...]."""
+        if self.state_values:
+            return self.v_values(z, critics).mean(0)
         if self.discrete:
             return self.expected(self.choice_values(z, critics).mean(0), z)
         return self.q_values(z, self.propose(z, eps), critics).mean(0)
@@ -177,12 +243,28 @@ class WorldModel(nn.Module):
 
     def policy(self, z: Tensor, eps: Tensor) -> PolicySample:
         """Policy prior with its densities: [..., Z], [..., A] -> fields [..., A] and [...]."""
-        return heads.squashed_gaussian(self.pi(z), eps, self.config.log_std_min, self.config.log_std_max)
+        gaussian = heads.clipped_gaussian if self.config.policy == "clipped" else heads.squashed_gaussian
+        return gaussian(self.pi(z), eps, *self._log_std)
+
+    def policy_log_prob(self, z: Tensor, action: Tensor) -> Tensor:
+        """Log-density of given Box actions under the policy prior: [..., Z], [..., A] -> [...]."""
+        return heads.gaussian_log_prob(self.pi(z), action, *self._log_std, clipped=self.config.policy == "clipped")
+
+    def v_logits(self, z: Tensor, critics: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """Two-hot logits of all or some critics of states: [..., Z] -> [Q, ..., K]."""
+        assert self.v is not None
+        return self.v(z, heads=critics, keep=keep)
+
+    def v_values(self, z: Tensor, critics: Tensor | None = None, slow: bool = False) -> Tensor:
+        """Values by all or some critics of states, or the slow ones: [..., Z] -> [Q, ...]."""
+        assert self.v is not None and self.target_v is not None
+        return self.two_hot.decode((self.target_v if slow else self.v)(z, heads=critics))
 
     def q_logits(
         self, z: Tensor, action: Tensor, critics: Tensor | None = None, keep: Tensor | None = None, frozen: bool = False
     ) -> Tensor:
         """Two-hot logits of all or some critics, ``frozen`` without gradient for their parameters: [..., Z], [..., A] -> [Q, ..., K]."""
+        assert self.q is not None
         return self.q(z, action, heads=critics, keep=keep, frozen=frozen)
 
     def q_values(
@@ -199,6 +281,7 @@ class WorldModel(nn.Module):
 
     def target_q_values(self, z: Tensor, action: Tensor, critics: Tensor | None = None) -> Tensor:
         """Values of all or some slow critics: [..., Z], [..., A] -> [Q, ...]."""
+        assert self.target_q is not None
         return self.two_hot.decode(self.target_q(z, action, heads=critics))
 
     def termination_logit(self, z: Tensor) -> Tensor:
@@ -208,10 +291,28 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def update_target(self, tau: Tensor) -> None:
-        """Move the slow critics towards the critics by ``tau`` []."""
-        slow: list[Tensor] = list(self.target_q.parameters())
-        fast: list[Tensor] = list(self.q.parameters())
+        """Move the slow critics, and slow auxiliary values, towards those that learn by ``tau`` []."""
+        slow, fast = (
+            [value for name in names for value in self.get_submodule(name).parameters()]
+            for names in zip(*self.slow_copies.items(), strict=True)
+        )
         torch._foreach_lerp_(slow, fast, [tau] * len(slow))  # pyright: ignore[reportPrivateImportUsage]
+
+    @torch.no_grad()
+    def reset_last_layers(self, update: int) -> tuple[str, ...]:
+        """Make the last layers of policy and critics those of a new model, drawn for this update; return their names' prefixes."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "reset", update))
+        names = [
+            f"{name}.layers.{len(self.critics.layers) - 1}." for name in (("v", "target_v") if self.state_values else ("q", "target_q"))
+        ]
+        names.append(f"pi.{len(self.pi) - 1}.")
+        fresh = copy.deepcopy(self.pi[-1]).cpu()
+        init_weights(fresh, generator)
+        self.pi[-1].load_state_dict(fresh.state_dict())
+        for name in names[:-1]:
+            for parameter in self.get_submodule(name[:-1]).parameters():
+                parameter.zero_()
+        return tuple(names)
 
 
 _KINDS = (MLP, MLP, MLP, EnsembleMLP, MLP, TwoHot)

@@ -34,7 +34,14 @@ def rollout(model: Model, z: Tensor, actions: Tensor) -> ModelStep:
 
 
 def rollout_return(
-    model: Model, z: Tensor, actions: Tensor, discount: float, eps: Tensor, critics: Tensor, differentiable: bool = False
+    model: Model,
+    z: Tensor,
+    actions: Tensor,
+    discount: float,
+    eps: Tensor,
+    critics: Tensor,
+    differentiable: bool = False,
+    uncertainty_coef: float = 0.0,
 ) -> Tensor:
     """Discounted return of imagined sequences with a value bootstrap (TD-MPC2 eq. 6).
 
@@ -51,6 +58,7 @@ def rollout_return(
         eps: [..., A] policy noise of the bootstrap.
         critics: [2] indices of the critics that the bootstrap averages.
         differentiable: leave out ``fast_returns``, which may have no gradient.
+        uncertainty_coef: subtract this times the standard deviation over the model's particles, such as the members of an ensemble.
 
     Returns:
         [...].
@@ -68,7 +76,9 @@ def rollout_return(
         value = value + weight * reward
         weight = weight * discount * cont
     value = value + weight * model.terminal_value(steps.z[-1], eps, critics)
-    return value.mean(0) if particles > 1 else value
+    if particles == 1:
+        return value
+    return value.mean(0) - uncertainty_coef * value.std(0) if uncertainty_coef else value.mean(0)
 
 
 def propose(model: Model, z: Tensor, eps: Tensor, disturb: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:

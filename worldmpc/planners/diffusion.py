@@ -229,7 +229,16 @@ class Diffusion:
     def _returns(self, model: Model, z: Tensor, actions: Tensor, noise: Noise, step: int, **how: bool) -> Tensor:
         """[E, Z], [H, E, S, A] -> [E, S], with the noise of one step."""
         starts = z[:, None].expand(-1, actions.shape[2], -1)
-        return rollout_return(model, starts, actions, self.discount, noise["terminal"][step], noise["critics"][step], **how)
+        return rollout_return(
+            model,
+            starts,
+            actions,
+            self.discount,
+            noise["terminal"][step],
+            noise["critics"][step],
+            uncertainty_coef=self.config.uncertainty_coef,
+            **how,
+        )
 
     def _guide(self, model: Model, z: Tensor, noise: Noise, step: int) -> GuidanceFn | None:
         """Return what a denoising step climbs, if anything."""

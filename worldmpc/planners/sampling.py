@@ -113,7 +113,9 @@ class SamplingPlanner:
             fresh = self._samples(mean, std, noise["samples"][iteration], elites, iteration)
             actions = torch.cat((proposals, fresh), 2)  # [H, E, S, A]
             starts, eps = z[:, None].expand(-1, size, -1), _first(noise["terminal"][iteration], 1, size)
-            returns = rollout_return(model, starts, actions, self.discount, eps, noise["critics"][iteration])
+            returns = rollout_return(
+                model, starts, actions, self.discount, eps, noise["critics"][iteration], uncertainty_coef=config.uncertainty_coef
+            )
             bad.append(~returns.isfinite())
             elite_value, index = returns.masked_fill(bad[-1], WORST).topk(config.num_elites, dim=1)  # [E, elites], best first
             elites = actions.gather(2, index[None, :, :, None].expand(config.horizon, -1, -1, self.action_dim))
@@ -201,7 +203,8 @@ class SamplingPlanner:
         eps, critics = noise["terminal"][-1, :, :1], noise["critics"][-1]
 
         def score(actions: Tensor) -> Tensor:
-            return rollout_return(model, z[:, None], actions[:, :, None], self.discount, eps, critics, differentiable=True)[:, 0]
+            how = {"differentiable": True, "uncertainty_coef": self.config.uncertainty_coef}
+            return rollout_return(model, z[:, None], actions[:, :, None], self.discount, eps, critics, **how)[:, 0]
 
         climbed, value = ascend(score, best, self.config.gradient_steps, self.config.gradient_lr)
         improved = (climbed != best).any(2, keepdim=True).any(0, keepdim=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ _NOT_SCIENCE = ("seed", "run_dir", "resume", "steps", "device", "threads", "log.
 
 @dataclass(frozen=True)
 class Comparison:
-    """One task, agent, preset and planner: our seeds beside the published ones."""
+    """One task, agent, preset, planner and label: our seeds beside the published ones."""
 
     task: str
     agent: str
     preset: str
     planner: str
+    label: str
     seeds: tuple[int, ...]
     step: int
     """Simulator step at which both sides are held against each other."""
@@ -58,11 +59,11 @@ class Comparison:
     @property
     def kind(self) -> Kind:
         """What its runs have in common."""
-        return Kind(self.task, self.agent, self.preset, self.planner)
+        return Kind(self.task, self.agent, self.preset, self.planner, self.label)
 
 
 def compare(runs: Sequence[Run], algorithm: str = DEFAULT_ALGORITHM, at: int | None = None) -> list[Comparison]:
-    """Hold runs against published curves, one comparison per task, agent, preset and planner, in that order.
+    """Hold runs against published curves, one comparison per task, agent, preset, planner and label, in that order.
 
     Without ``at``, both sides are taken at the largest published step that all our seeds have reached. Tasks without published
     curve, and runs that have not reached its first point, are listed with our numbers at the last step all seeds have reached.
@@ -106,9 +107,9 @@ def print_comparisons(comparisons: Sequence[Comparison], console: Console | None
             console.print(f"{row.task} ({row.kind.name}): {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-def to_json(comparisons: Sequence[Comparison], path: str | Path | None = None) -> str:
-    """Return the comparisons as JSON text (null for NaN), also written to ``path`` where one is given."""
-    text = json.dumps([_plain(asdict(row)) for row in comparisons], indent=2, allow_nan=False) + "\n"
+def to_json(comparisons: Any, path: str | Path | None = None) -> str:
+    """Return a comparison, or a list of them, as JSON text (null for NaN), also written to ``path`` where one is given."""
+    text = json.dumps(_plain(comparisons), indent=2, allow_nan=False) + "\n"
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
     return text
@@ -134,7 +135,7 @@ def one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 def _compare_group(group: Sequence[Run], algorithm: str, at: int | None) -> Comparison:
     runs, notes = one_per_seed(group)
-    notes += [note for run in runs for note in run.notes] + _config_notes(runs)
+    notes += [note for run in runs for note in run.notes] + config_notes(runs)
     curve = reference_curve(group[0].task, algorithm)
     reached = min(run.env_steps for run in runs)
     step, reason = _choose_step(runs, curve, reached, at, algorithm)
@@ -209,8 +210,8 @@ def _step_notes(runs: Sequence[Run], rows: Sequence[Evaluation | None], step: in
     return notes
 
 
-def _config_notes(runs: Sequence[Run]) -> list[str]:
-    """Runs of one preset may carry different overrides; their mean would then be of different things."""
+def config_notes(runs: Sequence[Run]) -> list[str]:
+    """Return a note on keys in which runs differ: overrides of one preset, whose mean would be of different things."""
     flat = [_flatten(run.config) for run in runs if run.config is not None]
     names = sorted({name for config in flat for name in config if not name.startswith(_NOT_SCIENCE)})
     different = [name for name in names if len({json.dumps(config.get(name)) for config in flat}) > 1]
@@ -247,6 +248,8 @@ def _span(low: float, high: float) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

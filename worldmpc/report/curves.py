@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,13 +25,21 @@ PANEL_INCHES = (7.2, 4.5)
 DPI = 150
 _SHORTEST_SHARE = 0.15
 """A run that covers less of the way to the first published point than this would be squeezed into a corner by showing that point."""
+_DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)))
+"""Where there are more lines than colours."""
+
+
+class _Look(NamedTuple):
+    color: str
+    dashes: Any
 
 
 def plot_curves(runs: Sequence[Run], path: str | Path, algorithm: str = DEFAULT_ALGORITHM) -> Figure:
     """Draw learning curves into a PNG, one panel per task, and return the figure.
 
-    Mean over seeds with its min..max band and every seed as a thin line; the policy prior alone dashed; the published points with
-    their band. x: simulator steps. y: undiscounted episode return.
+    Mean over seeds with its min..max band; the published points with their band. Where a panel has one kind of runs (agent, preset, ...),
+    also every seed as a thin line, and the policy prior alone dashed. A kind has the same colour in all panels.
+    x: simulator steps. y: undiscounted episode return.
 
     Raises:
         RunError: no run has an evaluation.
@@ -43,13 +52,14 @@ def plot_curves(runs: Sequence[Run], path: str | Path, algorithm: str = DEFAULT_
             tasks.setdefault(run.task, {}).setdefault(run.kind, []).append(run)
     if not tasks:
         raise RunError(f"{path.name}: no evaluation to draw")
+    looks = _looks([kind.name for groups in tasks.values() for kind in groups])
     columns = min(2, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows), dpi=DPI, facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     FigureCanvasAgg(figure)
     for index, (task, groups) in enumerate(tasks.items()):
-        _draw_panel(figure.add_subplot(rows, columns, index + 1), task, groups, reference_curve(task, algorithm))
+        _draw_panel(figure.add_subplot(rows, columns, index + 1), task, groups, reference_curve(task, algorithm), looks)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     figure.savefig(partial, format="png")
@@ -57,33 +67,36 @@ def plot_curves(runs: Sequence[Run], path: str | Path, algorithm: str = DEFAULT_
     return figure
 
 
-def _draw_panel(axes: Axes, task: str, groups: dict[Kind, list[Run]], curve: Curve | None) -> None:
+def _draw_panel(axes: Axes, task: str, groups: dict[Kind, list[Run]], curve: Curve | None, looks: Mapping[str, _Look]) -> None:
     reached = 0
-    for color, (kind, group) in zip(_cycle(len(groups)), groups.items(), strict=True):
+    for kind, group in groups.items():
         seeds, _ = one_per_seed(group)
         reached = max(reached, *(run.env_steps for run in seeds))
-        _draw_group(axes, seeds, kind.name, color)
+        _draw_group(axes, seeds, kind.name, looks[kind.name], alone=len(groups) == 1)
     end = float(max(reached, 1))
     if curve is not None:
         end = _draw_reference(axes, curve, reached)
     _style(axes, task, end)
 
 
-def _draw_group(axes: Axes, runs: Sequence[Run], name: str, color: str) -> None:
+def _draw_group(axes: Axes, runs: Sequence[Run], name: str, look: _Look, alone: bool) -> None:
+    color, dashes = look
     label = f"{name} (ours, {len(runs)} seed{'s' * (len(runs) > 1)})"
     many = len(runs) > 1
     steps, returns = _common(runs, "return_mean")
-    for run in runs if many else ():
+    # Seeds without a common step have no mean to be shown by.
+    for run in runs if many and (alone or len(steps) == 0) else ():
         axes.plot(*_line(run, "return_mean"), color=color, linewidth=0.8, alpha=0.45, zorder=3)
     if len(steps) > 0:
         marker = "o" if len(steps) <= 30 else ""
-        axes.plot(steps, returns.mean(0), color=color, linewidth=2.2, marker=marker, markersize=3.5, label=label, zorder=5)
+        style = {"linewidth": 2.2, "linestyle": dashes, "marker": marker, "markersize": 3.5}
+        axes.plot(steps, returns.mean(0), color=color, label=label, zorder=5, **style)
     else:
         axes.plot([], [], color=color, linewidth=0.8, label=f"{label}, no common steps")
     if many and len(steps) > 0:
-        axes.fill_between(steps, returns.min(0), returns.max(0), color=color, alpha=0.16, linewidth=0, zorder=2)
+        axes.fill_between(steps, returns.min(0), returns.max(0), color=color, alpha=0.16 if alone else 0.09, linewidth=0, zorder=2)
     steps, priors = _common(runs, "prior_return_mean")
-    if np.isfinite(priors).any():
+    if alone and np.isfinite(priors).any():
         axes.plot(steps, priors.mean(0), color=color, linewidth=1.5, linestyle=(0, (4, 2)), label="policy prior alone", zorder=4)
 
 
@@ -169,8 +182,10 @@ def _style(axes: Axes, task: str, end: float) -> None:
     axes.legend(fontsize=9, frameon=True, framealpha=0.9, edgecolor="none", loc="best", handlelength=2.6)
 
 
-def _cycle(count: int) -> list[str]:
-    return [PALETTE[index % len(PALETTE)] for index in range(count)]
+def _looks(names: Sequence[str]) -> dict[str, _Look]:
+    """Colour and dashes by name."""
+    turns = len(PALETTE)
+    return {name: _Look(PALETTE[index % turns], _DASHES[index // turns % len(_DASHES)]) for index, name in enumerate(sorted(set(names)))}
 
 
 def _short(value: float) -> str:

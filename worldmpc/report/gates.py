@@ -61,8 +61,8 @@ def _row(gate: Gate, runs: Sequence[Run], folder: Path) -> list[str]:
     asked = [f"{gate.agent}{gate.planner and ' with '}{gate.planner}", gate.task, f"{gate.env_steps:,}", f"{gate.at_least:g}"]
     if not found:
         return [*asked, "-", "0", runs[0].preset if runs else "-", "not measured", gate.why, "-"]
-    mean = sum(found) / len(found)
+    mean, kind = sum(found) / len(found), runs[0].kind
     verdict = "few seeds" if len(found) < MIN_SEEDS else "pass" if mean >= gate.at_least else "**missed**"
     reached = f"**{mean:.0f}** ({min(found):.0f}..{max(found):.0f})"
     sources = ", ".join(sorted({f"`{folder.name}/{run.source.relative_to(folder).as_posix()}`" for run in runs}))
-    return [*asked, reached, str(len(found)), runs[0].preset, verdict, gate.why, sources]
+    return [*asked, reached, str(len(found)), kind.preset if kind.label == kind.agent else kind.name, verdict, gate.why, sources]

@@ -48,7 +48,7 @@ class Evaluation:
 
 
 EVAL_COLUMNS = tuple(item.name for item in fields(Evaluation))
-RESULT_COLUMNS = ("task", "agent", "preset", "planner", "seed", *EVAL_COLUMNS)
+RESULT_COLUMNS = ("task", "agent", "preset", "planner", "label", "seed", *EVAL_COLUMNS)
 _INTEGERS = {"decisions", "env_steps", "updates", "episodes"}
 
 
@@ -59,12 +59,13 @@ class Kind(NamedTuple):
     agent: str
     preset: str
     planner: str
+    label: str
 
     @property
     def name(self) -> str:
-        """Agent and preset, and the planner where it is not the agent's usual one."""
+        """Label and preset, and the planner where it is not the agent's usual one."""
         planner = "" if self.planner == usual_planner(self.agent) else f" with {self.planner}"
-        return f"{self.agent}{planner}, {self.preset}"
+        return f"{self.label}{planner}, {self.preset}"
 
 
 def usual_planner(agent: str) -> str:
@@ -83,6 +84,8 @@ class Run:
     preset: str
     planner: str
     """Its name; of a result file without that column, the agent's usual one."""
+    label: str
+    """What results and tables call the run; the agent's name where it was given none."""
     evals: tuple[Evaluation, ...]
     """By increasing simulator step, one per step."""
     source: Path
@@ -99,7 +102,7 @@ class Run:
     @property
     def kind(self) -> Kind:
         """What all seeds of one line in a table, or of one curve, have in common."""
-        return Kind(self.task, self.agent, self.preset, self.planner)
+        return Kind(self.task, self.agent, self.preset, self.planner, self.label)
 
     @property
     def env_steps(self) -> int:
@@ -145,6 +148,7 @@ def load_run(path: str | Path) -> Run:
             agent=str(config["agent"]),
             preset=str(config["preset"]),
             planner=str(config["planner"]["name"]),
+            label=str(config.get("label") or config["agent"]),
             evals=evals,
             source=folder,
             action_repeat=spec.get("action_repeat", meta.get("action_repeat")),
@@ -161,7 +165,7 @@ def load_run(path: str | Path) -> Run:
 
 
 def load_result_folder(path: str | Path) -> list[Run]:
-    """Read all result CSVs of a folder, at any depth.
+    """Read all result CSVs of a folder; those of folders in it belong to other tables.
 
     Raises:
         RunError: no such folder, or a result file that cannot be read.
@@ -169,7 +173,7 @@ def load_result_folder(path: str | Path) -> list[Run]:
     folder = Path(path)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder")
-    return [run for file in sorted(folder.rglob("*.csv")) if is_result_file(file) for run in load_results(file)]
+    return [run for file in sorted(folder.glob("*.csv")) if is_result_file(file) for run in load_results(file)]
 
 
 def load_results(path: str | Path) -> list[Run]:
@@ -198,7 +202,8 @@ def load_results(path: str | Path) -> list[Run]:
         head = shared | per_run.get(key, {})
         kind, seed = key
         known = {name: head.get(name) for name in ("commit", "command", "machine", "action_repeat")}
-        runs.append(Run(kind.task, seed, kind.agent, kind.preset, kind.planner, evals, file, notes=notes + repeated, **known))
+        names = (kind.agent, kind.preset, kind.planner, kind.label)
+        runs.append(Run(kind.task, seed, *names, evals, file, notes=notes + repeated, **known))
     return runs
 
 
@@ -227,7 +232,7 @@ def export_results(runs: Sequence[Run], path: str | Path) -> Path:
     Command, commit and machine of every run stand in ``# run:`` lines, one JSON record each.
 
     Raises:
-        RunError: no run, a run without evaluation, or two runs of one task, agent, preset, planner and seed.
+        RunError: no run, a run without evaluation, or two runs of one task, agent, preset, planner, label and seed.
     """
     path = Path(path)
     if not runs:
@@ -242,7 +247,7 @@ def export_results(runs: Sequence[Run], path: str | Path) -> Path:
     out = io.StringIO()
     out.write("# worldmpc results, one row per evaluation; env_steps are simulator steps, returns are undiscounted\n")
     for run in ordered:
-        head = {"task": run.task, "agent": run.agent, "preset": run.preset, "planner": run.planner, "seed": run.seed}
+        head = {**run.kind._asdict(), "seed": run.seed}
         head |= {"command": run.command, "commit": run.commit, "machine": run.machine, "action_repeat": run.action_repeat}
         out.write(f"# run: {json.dumps(head)}\n")
     writer = csv.writer(out, lineterminator="\n")
@@ -274,13 +279,15 @@ def _identity(run: Run) -> tuple[Kind, int]:
 
 
 def _describe(run: Run) -> str:
-    return f"{run.task}, {run.agent}, preset {run.preset}, planner {run.planner}, seed {run.seed}"
+    label = "" if run.label == run.agent else f", label {run.label}"
+    return f"{run.task}, {run.agent}, preset {run.preset}, planner {run.planner}{label}, seed {run.seed}"
 
 
 def _kind(values: Mapping[str, Any]) -> Kind:
     """Of a result file's row or header record; older ones have fewer columns."""
     agent = values.get("agent") or "tdmpc2"
-    return Kind(values["task"], agent, values.get("preset") or "default", values.get("planner") or usual_planner(agent))
+    planner, label = values.get("planner") or usual_planner(agent), values.get("label") or agent
+    return Kind(values["task"], agent, values.get("preset") or "default", planner, label)
 
 
 def _find_below(folder: Path) -> list[Run]:

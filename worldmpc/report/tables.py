@@ -1,8 +1,9 @@
 """The learning results of ``results`` and the records of ``benchmarks`` as markdown tables inside README and docs.
 
 ``python -m worldmpc.report.tables README.md docs/results.md`` rewrites the blocks between ``<!-- results:begin -->`` and
-``<!-- results:end -->``, and likewise ``gates``, ``benchmarks``, ``variants``, ``precision`` and ``planners``; with ``--check`` it
-writes nothing and fails where a block is stale.
+``<!-- results:end -->``, and likewise ``gates``, ``benchmarks``, ``variants``, ``precision`` and ``planners``. Blocks between
+``<!-- compare:begin results/variants/*.csv baseline=tdmpc2 -->`` and ``<!-- compare:end -->`` say themselves what they hold, in the words
+of ``worldmpc compare variants=true``; a page may have several. With ``--check`` nothing is written, and a stale block is a failure.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from worldmpc.report.benchmarks import Record, Row, Verb, read_records, settings
 from worldmpc.report.compare import MIN_SEEDS, Comparison, compare
 from worldmpc.report.gates import gates_table
 from worldmpc.report.planners import planners_table
+from worldmpc.report.precision import curves_table, precision_table
 from worldmpc.report.reference import DEFAULT_ALGORITHM
 from worldmpc.report.runs import Run, RunError, load_result_folder
-from worldmpc.report.variants import curves_table, precision_table
+from worldmpc.report.variant_tables import variants_markdown
 
-BLOCKS = ("results", "gates", "benchmarks", "variants", "precision", "planners")
+BLOCKS = ("results", "gates", "benchmarks", "variants", "precision", "planners", "compare")
 """Kinds of marked blocks."""
 _HEADER = ("task", "preset", "seeds", "simulator steps", "return (min..max)", "prior alone", "published (min..max)", "gate", "data")
 
@@ -71,7 +74,7 @@ def benchmarks_table(benchmarks: str | Path) -> str:
 
 
 def marked_blocks(file: str | Path) -> list[str]:
-    """Return the kinds of blocks that a markdown file has.
+    """Return the blocks that a markdown file has: their kinds, each with the words behind ``begin`` where there are any.
 
     Raises:
         RunError: no such file, no block in it, or one that is not marked exactly once.
@@ -80,21 +83,27 @@ def marked_blocks(file: str | Path) -> list[str]:
     if not file.exists():
         raise RunError(f"{file}: no such file")
     text = file.read_text(encoding="utf-8")
-    found = [kind for kind in BLOCKS if any(mark in text for mark in block_marks(kind))]
-    for kind in found or BLOCKS[:1]:
-        begin, end = block_marks(kind)
-        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+    blocks: list[str] = []
+    for kind in BLOCKS:
+        marks = re.findall(rf"<!-- {kind}:(begin|end)(?: (.*?))? -->", text)
+        found = [f"{kind} {words}".strip() for mark, words in marks if mark == "begin"]
+        if [mark for mark, _ in marks] != ["begin", "end"] * len(found) or len(set(found)) < len(found):
+            begin, end = block_marks(found[0] if found else kind)
             raise RunError(f"{file}: expected exactly one block from {begin} to {end}")
-    return found
+        blocks += found
+    if not blocks:
+        raise RunError(f"{file}: expected exactly one block from {' to '.join(block_marks(BLOCKS[0]))}")
+    return blocks
 
 
-def block_marks(kind: str) -> tuple[str, str]:
-    """Return the lines around a block."""
-    return f"<!-- {kind}:begin -->", f"<!-- {kind}:end -->"
+def block_marks(block: str) -> tuple[str, str]:
+    """Return the lines around a block, which is its kind, or kind and words."""
+    kind, _, words = block.partition(" ")
+    return f"<!-- {kind}:begin {words}".strip() + " -->", f"<!-- {kind}:end -->"
 
 
 def rewrite(file: str | Path, tables: Mapping[str, str]) -> bool:
-    """Put tables (kind of block -> text) into the marked blocks of a markdown file and return whether the file changed.
+    """Put tables (block -> text) into the marked blocks of a markdown file and return whether the file changed.
 
     Raises:
         RunError: see :func:`marked_blocks`.
@@ -146,8 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "planners": lambda: planners_table(options.planners),
     }
     try:
-        needed = {kind for file in options.files for kind in marked_blocks(file)}
-        tables = {kind: make() for kind, make in makers.items() if kind in needed}
+        needed = {block for file in options.files for block in marked_blocks(file)}
+        tables = {block: _make(makers, *block.split(" ", 1)) for block in sorted(needed)}
         stale = [file for file in options.files if (is_stale if options.check else rewrite)(file, tables)]
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -157,15 +166,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(options.check and bool(stale))
 
 
+def _make(makers: Mapping[str, Callable[[], str]], kind: str, words: str = "") -> str:
+    if kind == "compare":
+        return variants_markdown(words)
+    if words:
+        raise RunError(f"blocks of {kind} take no words, got '{words}'")
+    return makers[kind]()
+
+
 def _with_tables(file: Path, tables: Mapping[str, str]) -> tuple[str, str]:
     """Return the text of a file as it is, and as it should be."""
-    kinds = marked_blocks(file)
+    blocks = marked_blocks(file)
     text = before = file.read_text(encoding="utf-8")
-    for kind in kinds:
-        begin, end = block_marks(kind)
+    for block in blocks:
+        begin, end = block_marks(block)
         head, _, rest = text.partition(begin)
         _, _, tail = rest.partition(end)
-        text = f"{head}{begin}\n{tables[kind]}\n{end}{tail}"
+        text = f"{head}{begin}\n{tables[block]}\n{end}{tail}"
     return before, text
 
 

@@ -19,7 +19,7 @@ from worldmpc.training.logger import RunLogger
 from worldmpc.training.trainer import TrainState
 from worldmpc.types import EnvSpec
 
-FREE = ("steps", "eval_freq", "device", "threads", "compile", "cuda_graph", "seeds", "log", "checkpoint", "eval")
+FREE = ("steps", "eval_freq", "device", "threads", "compile", "cuda_graph", "seeds", "log", "checkpoint", "eval", "label")
 """Keys and groups that may change while ``resume=auto`` still takes a run for the same one."""
 FIXED = (
     "task",

@@ -27,7 +27,9 @@ class LogHook:
         if not self.every.due(state.decisions, state.envs.num_envs):
             return
         check_losses(metrics, state.agent.config.train.max_loss)
-        record: dict[str, float] = {f"train/{name}": float(value) for name, value in (metrics | state.act_metrics).items()}
+        record: dict[str, float] = {
+            name if "/" in name else f"train/{name}": float(value) for name, value in (metrics | state.act_metrics).items()
+        }
         if state.finished:
             record["train/episode_return"] = float(np.mean([episode.ret for episode in state.finished]))
             record["train/episode_length"] = float(np.mean([episode.length for episode in state.finished]))

@@ -1,0 +1,56 @@
+"""Auxiliary values at several discounts: signals that shape latents and dynamics, and decide nothing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldmpc.losses.world_model import Rollout
+from worldmpc.models.world_model import WorldModel
+from worldmpc.types import Metrics, Noise, SequenceBatch
+
+
+class AuxiliaryTargets(NamedTuple):
+    """What the auxiliary heads learn, without gradient."""
+
+    target: Tensor  # [T, B, G]
+    bootstrap: Tensor  # [T, B, G] values of the next latents in them
+
+
+@torch.no_grad()
+def auxiliary_targets(model: WorldModel, rollout: Rollout, batch: SequenceBatch) -> AuxiliaryTargets:
+    """r + gamma (1 - terminated) V of the next latent for every discount, with V by the slow heads or by the slow critics.
+
+    With the critics' values, targets of different discounts differ by (gamma - gamma') V alone: they are no values at these discounts.
+    """
+    auxiliary = model.auxiliary
+    assert auxiliary is not None
+    if auxiliary.slow is None:
+        assert rollout.bootstrap is not None
+        bootstrap = rollout.bootstrap[..., None].expand(*rollout.bootstrap.shape, len(auxiliary.gammas))
+    else:
+        bootstrap = model.two_hot.decode(auxiliary.slow(rollout.next_z))
+    goes_on = (1 - batch.terminated)[..., None]
+    return AuxiliaryTargets(batch.reward[..., None] + auxiliary.discounts * goes_on * bootstrap, bootstrap)
+
+
+def auxiliary_value(model: WorldModel, rollout: Rollout, batch: SequenceBatch, noise: Noise) -> tuple[Tensor, Metrics]:
+    """Two-hot cross-entropy of every auxiliary head on imagined latents, sum over heads -> [T, B]."""
+    auxiliary = model.auxiliary
+    assert auxiliary is not None
+    logits = auxiliary.heads(rollout.zs[:-1])  # [T, B, G, K]
+    target = auxiliary_targets(model, rollout, batch).target
+    loss = model.two_hot.loss(logits, target) * rollout.time_weight[..., None]
+    values, means = model.two_hot.decode(logits.detach()), loss.detach().mean((0, 1))
+    metrics = {"aux_value_ce/mean": means.mean()}
+    for index, gamma in enumerate(auxiliary.gammas):
+        value = values[..., index]
+        metrics |= {
+            f"aux_value_ce/g{gamma:g}": means[index],
+            f"aux_value/mean_g{gamma:g}": value.mean(),
+            f"aux_value/std_g{gamma:g}": value.std(correction=0),
+            f"aux_value/target_mean_g{gamma:g}": target[..., index].mean(),
+        }
+    return loss.sum(-1), metrics
