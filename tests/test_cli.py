@@ -252,6 +252,15 @@ MISTAKES = [
     ("task=${nowhere}", "Interpolation key 'nowhere' not found"),
     ("hydra.nothing=1", "hydra.nothing"),
     ("--seed", "unknown option"),
+    ("sweep=nothing", "sweep: unknown set 'nothing'; one of multi_gamma_ablation, variants"),
+    ("label=a b", "label: expected letters, digits and"),
+    ("multi_gamma.gammas=[one]", "multi_gamma.gammas: expected primary or float, got 'one'"),
+    ("multi_gamma.enabled=true", "multi_gamma.gammas: empty although enabled"),
+    ("multi_gamma={enabled: true, gammas: [0.9, 0.97]}", "multi_gamma.gammas: the first discount must be the task's, 0.95, got 0.9"),
+    ("multi_gamma_gammas=[0.9]", "did you mean multi_gamma.gammas"),
+    ("model.value=v", "model.value: policy.objective=max_q needs values of actions"),
+    ("reanalyze.interval=10", "reanalyze.interval: policy.objective=max_q uses no stored plan"),
+    ("policy.objective=kl_to_planner", "use model.policy=clipped, or agent=bmpc"),
     ("resume=nowhere", "resume: expected never, auto, a run folder or a checkpoint folder, got 'nowhere'"),
 ]
 
@@ -568,3 +577,20 @@ def test_a_reader_that_has_enough():
     command = f"{sys.executable} -m worldmpc train --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and not done.stderr
+
+
+def test_named_set_trains_every_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", *TINY, "sweep=multi_gamma_ablation", "task=toy/pointmass", f"run_dir={tmp_path}/all"]) == 0
+    folders = sorted(path.name for path in (tmp_path / "all").iterdir())
+    assert folders == ["A0", "A1", "A2", "A3", "A4"]
+    configs = {name: json.loads((tmp_path / "all" / name / "config.json").read_text()) for name in folders}
+    assert {name: config["label"] for name, config in configs.items()} == dict(zip(folders, folders, strict=True))
+    heads = {name: json.loads((tmp_path / "all" / name / "meta.json").read_text())["parameters"].get("auxiliary", 0) for name in folders}
+    assert heads["A0"] == 0 < heads["A1"] < heads["A2"] == heads["A3"] < heads["A4"] == 5 * heads["A1"]
+    assert (tmp_path / "all" / "A2" / "snapshots.jsonl").exists() and not (tmp_path / "all" / "A0" / "snapshots.jsonl").exists()
+
+
+def test_named_set_is_checked_before_the_first_run(tmp_path: Path, fails: Callable[..., str]):
+    assert "planner.horizon: expected at least 1" in fails("train", *TINY, "sweep=variants", "task=toy/pointmass", "planner.horizon=0")
+    assert "--cfg: shows the configuration of one run" in fails("train", "sweep=variants", "--cfg")
+    assert not list(tmp_path.iterdir())

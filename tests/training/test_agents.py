@@ -21,7 +21,7 @@ from worldmpc.training.run import run
 QUIET = {"log.progress": "none", "log.tensorboard": False, "eval.video": False, "eval.episodes": 1, "threads": 1}
 TASKS = {"dqn": "gym/CartPole-v1", "td3": "toy/pointmass", "mpc": "toy/pointmass", "pets": "toy/pointmass"}
 AGENT_TASKS = [(agent, TASKS.get(agent, task)) for agent in AGENTS for task in ("toy/pointmass", "toy/identity-discrete")]
-AGENT_TASKS = list(dict.fromkeys(AGENT_TASKS))
+AGENT_TASKS = [case for case in dict.fromkeys(AGENT_TASKS) if case != ("boom", "toy/identity-discrete")]  # defined for Box actions
 
 
 def config(agent: str, task: str, folder: Path, steps: int = 150, **overrides: Any):

@@ -57,7 +57,7 @@ class TDMPC2:
         self.planner = make_planner(config.planner, spec.action_dim, self.discount, self.model.num_q, spec.discrete)
         objectives = Objectives(config, self.model, self.discount)
         self.terms, self.weights, self.noise_specs = objectives.terms, objectives.weights, objectives.noise_specs
-        self.model_loss, self.policy_loss = objectives.model_loss, objectives.policy_loss
+        self.model_loss, self.policy_loss, self.snapshot = objectives.model_loss, objectives.policy_loss, objectives.snapshot
         seed_updates = int(seed_decisions(config, spec.episode_length) * config.train.utd) if config.policy.skip_seed_updates else 0
         self.learner = Learner(
             config,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from worldmpc.cli.words import Option
-from worldmpc.config import AGENTS, PRESETS, TUNED, RunConfig, flat_fields
+from worldmpc.config import AGENTS, PRESETS, SWEEPS, TUNED, RunConfig, flat_fields
 
 COMMANDS = {
     "train": "train an agent on a task",
@@ -81,7 +81,7 @@ BENCH_PLANNERS = {
 OPTIONS: dict[str, dict[str, Option]] = {"evaluate": EVALUATE, "compare": COMPARE, "report": REPORT, "bench": BENCH}
 
 _USAGE = {
-    "train": "worldmpc train [key=value ...] [-m key=value,value ...]",
+    "train": "worldmpc train [key=value ...] [-m key=value,value ...] [sweep=NAME]",
     "evaluate": "worldmpc evaluate checkpoint=PATH [task=...] [name=value ...] [planner.*=... env.*=... compile=...]",
     "compare": "worldmpc compare PATH... [name=value ...]",
     "report": "worldmpc report PATH... [name=value ...]",
@@ -94,7 +94,8 @@ _ABOUT = {
         Writes metrics, evaluations, checkpoints, a learning curve and a video into the run's folder. Ctrl-C or SIGTERM saves and
         stops; resume=auto goes on. Values are defaults, then the preset's, then yours; a key of yours that the
         agent never reads is refused. -m (--multirun) trains one run per
-        combination of comma-separated values, through Hydra's launchers. --cfg prints the configuration without training.
+        combination of comma-separated values, through Hydra's launchers; sweep=NAME one per configuration of a named set, listed
+        below, and what else you set is for all of them. --cfg prints the configuration without training.
 
         Exit status: 0 done, or stopped by SIGTERM and saved; 1 failed while running; 2 input that cannot be used; 130 Ctrl-C.""",
     "evaluate": """
@@ -127,6 +128,8 @@ _EXAMPLES = {
         "worldmpc train task=dmc/cheetah-run -m seed=1,2,3",
         "worldmpc train task=dmc/cheetah-run seeds=[1,2,3]",
         "worldmpc train task=dmc/cheetah-run resume=auto",
+        "worldmpc train agent=bmpc task=dmc/dog-walk",
+        "worldmpc train sweep=multi_gamma_ablation task=dmc/cheetah-run -m seed=1,2,3",
     ),
     "evaluate": (
         "worldmpc evaluate checkpoint=runs/dmc-walker-walk/tdmpc2-cpu-seed1 video=walk.mp4",
@@ -204,10 +207,15 @@ def _keys() -> list[str]:
 def _layers() -> list[str]:
     agents = {f"agent={name}": ", ".join(_flat(values)) or "the defaults above" for name, values in AGENTS.items()}
     presets = {f"preset={name}": ", ".join(_flat(values)) or "nothing" for name, values in PRESETS.items()}
-    presets["preset=cpu"] += " (agent=tdmpc2; others are small anyway)"
+    presets["preset=cpu"] += " (TD-MPC2 and its relatives; other agents are small anyway)"
     tuned = "; ".join(f"{agent}: {', '.join(tasks)}" for agent, tasks in TUNED.items())
     presets["preset=tuned"] = f"settings of its own for each of {tuned}"
-    return ["", "Agents, and what they change:", *_rows(agents), "", "Presets, and what they change then:", *_rows(presets)]
+    sweeps = {
+        f"sweep={name}": "; ".join(f"{label}: {' '.join(own) or 'as it is'}" for label, own in each.items())
+        for name, each in SWEEPS.items()
+    }
+    lines = ["", "Agents, and what they change:", *_rows(agents), "", "Presets, and what they change then:", *_rows(presets)]
+    return [*lines, "", "Named sets, with the label of each configuration and what it changes:", *_rows(sweeps)]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from worldmpc.cli.errors import INTERRUPTED, report_error
 from worldmpc.cli.words import check_overrides, expand_names
-from worldmpc.config import ConfigError, RunConfig, make_config, merge, nest, preset_values
+from worldmpc.config import ConfigError, RunConfig, make_config, merge, nest, preset_values, sweep_overrides
 
 _QUIET = [{"override hydra/hydra_logging": "none"}, {"override hydra/job_logging": "none"}]
 _HYDRA = {"run": {"dir": "."}, "output_subdir": None, "job": {"chdir": False, "name": "worldmpc"}, "sweep": {"subdir": "."}}
@@ -33,6 +33,30 @@ _ELSEWHERE = ("hydra/launcher", "hydra.launcher", "hydra.sweep.dir")
 
 
 def train(words: list[str]) -> int:
+    """Train one run, with ``-m`` one per combination of values, with ``sweep=`` one per named configuration; return the exit status."""
+    names = [word.partition("=")[2] for word in words if word.startswith("sweep=")]
+    if not names:
+        return _train_words(words)
+    if "--cfg" in words:
+        raise ConfigError("--cfg: shows the configuration of one run, leave out sweep=")
+    each = [_words_of(words, label, overrides) for label, overrides in sweep_overrides(names[-1]).items()]
+    for own in each:  # mistakes are found before the first run starts
+        _check_combinations(check_overrides(expand_names(_flags(own)[2]), sweep="-m" in own or "--multirun" in own))
+    codes = []
+    for own in each:
+        codes.append(_train_words(own))
+        if codes[-1] == INTERRUPTED:
+            break
+    return max(codes)
+
+
+def _words_of(words: Sequence[str], label: str, overrides: Sequence[str]) -> list[str]:
+    """Return the words of one configuration of a named set: what the user says comes last; each has a folder of its own."""
+    own = [f"{word}/{label}" if word.startswith("run_dir=") else word for word in words if not word.startswith("sweep=")]
+    return [*overrides, f"label={label}", *own]
+
+
+def _train_words(words: list[str]) -> int:
     """Train one run, or with ``-m`` one per combination of values, and return the exit status."""
     multirun, show, words = _flags(expand_names(words))
     overrides = check_overrides(words, sweep=multirun)

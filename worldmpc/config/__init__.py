@@ -43,6 +43,7 @@ from worldmpc.config.sections import (
     ValueConfig,
     resolve_model,
 )
+from worldmpc.config.sweeps import SWEEPS, sweep_overrides
 from worldmpc.config.variants import auxiliary_gammas, uses_plans
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "LATENT",
     "MODEL_SIZES",
     "PRESETS",
+    "SWEEPS",
     "TUNED",
     "CheckpointConfig",
     "ConfigError",
@@ -85,6 +87,7 @@ __all__ = [
     "preset_values",
     "resolve_model",
     "seed_decisions",
+    "sweep_overrides",
     "unknown_key",
     "uses_plans",
     "validate",

@@ -92,6 +92,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"size": "cpu"},
         "planner": {"num_samples": 96, "num_elites": 16, "num_pi_trajs": 8, "iterations": 3},
         "loss": {"batch_size": 128},
+        "reanalyze": {"batch_size": 10},
         "steps": 100_000,
         "eval_freq": 10_000,
     },

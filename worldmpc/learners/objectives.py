@@ -10,6 +10,9 @@ from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec
 from worldmpc.types import LossTerm, Metrics, Noise, SequenceBatch
 
+STANDARD_EXAMPLES = 4
+"""Most examples of a snapshot without ``multi_gamma.debug_logging``."""
+
 
 class Objectives:
     """The losses of a world model and its policy prior, as a configuration chooses them.
@@ -36,7 +39,7 @@ class Objectives:
         if model.auxiliary is not None:
             self.terms["aux_value"], self.weights["aux_value"] = losses.auxiliary_value, config.multi_gamma.loss_weight
             self.groups["auxiliary.heads."] = 1.0
-        self._policy = losses.make_objective(config.policy, model.discrete)
+        self._policy = losses.make_objective(config.policy, model.discrete, model.config.policy == "clipped")
         self._coefficients = losses.coefficients(config.policy, loss, config.planner, model.action_dim)
 
     def noise_specs(self, length: int, batch_size: int) -> dict[str, NoiseSpec]:
@@ -52,6 +55,13 @@ class Objectives:
         """Return what the terms share, and the batch as they see it: once for each dynamics network."""
         batch = losses.for_each_dynamics(batch, self.config.model.num_dynamics)
         return losses.roll(self.model, batch, self.discount, self.config.loss.rho, noise, self.config.value), batch
+
+    def snapshot(self, batch: SequenceBatch, noise: Noise) -> dict[str, Tensor]:
+        """Return what the auxiliary values say about a few windows, see :func:`worldmpc.losses.auxiliary_snapshot`."""
+        config = self.config.multi_gamma
+        rollout, batch = self.roll(batch, noise)
+        examples = config.log_num_examples if config.debug_logging else min(config.log_num_examples, STANDARD_EXAMPLES)
+        return losses.auxiliary_snapshot(self.model, rollout, batch, examples, config.debug_logging)
 
     def model_loss(self, batch: SequenceBatch, noise: Noise) -> tuple[Tensor, Tensor, Metrics]:
         """Return the world model's loss [], the imagined latents [T+1, B, Z] without gradient, and metrics."""

@@ -1,6 +1,6 @@
 """Pure maths of the objectives: of world models, critics and policies."""
 
-from worldmpc.losses.auxiliary import auxiliary_targets, auxiliary_value
+from worldmpc.losses.auxiliary import auxiliary_snapshot, auxiliary_targets, auxiliary_value
 from worldmpc.losses.behaviour import behaviour_loss, behaviour_targets
 from worldmpc.losses.policy import (
     BOX,
@@ -32,6 +32,7 @@ __all__ = [
     "Coefficients",
     "PolicyObjective",
     "Rollout",
+    "auxiliary_snapshot",
     "auxiliary_targets",
     "auxiliary_value",
     "behaviour_loss",

@@ -54,3 +54,41 @@ def auxiliary_value(model: WorldModel, rollout: Rollout, batch: SequenceBatch, n
             f"aux_value/target_mean_g{gamma:g}": target[..., index].mean(),
         }
     return loss.sum(-1), metrics
+
+
+@torch.no_grad()
+def auxiliary_snapshot(model: WorldModel, rollout: Rollout, batch: SequenceBatch, examples: int, details: bool) -> dict[str, Tensor]:
+    """Return what the heads say about the first windows of a batch, and what they should, for looking at.
+
+    Args:
+        model: with auxiliary values.
+        rollout: of the batch.
+        batch: windows.
+        examples: most windows, N.
+        details: all T steps instead of the first, and whole distributions.
+
+    Returns:
+        name -> [T or 1, N, G, ...]: ``target``, ``prediction``, ``error`` (absolute), ``bootstrap``, ``lower_bin`` and ``upper_weight`` of
+        the two-hot target, the two most likely ``top_bins`` and their ``top_probs``; with details ``cross_entropy`` and ``probs`` as well.
+        And ``mask`` [T or 1, N].
+    """
+    auxiliary, found = model.auxiliary, auxiliary_targets(model, rollout, batch)
+    assert auxiliary is not None
+    steps = len(batch.reward) if details else 1
+    logits = auxiliary.heads(rollout.zs[:steps, :examples])
+    target, bootstrap = found.target[:steps, :examples], found.bootstrap[:steps, :examples]
+    prediction, probs = model.two_hot.decode(logits), logits.softmax(-1)
+    lower, weight = model.two_hot.position(target)
+    top = probs.topk(2, -1)
+    snapshot = {
+        "target": target,
+        "prediction": prediction,
+        "error": (prediction - target).abs(),
+        "bootstrap": bootstrap,
+        "lower_bin": lower,
+        "upper_weight": weight,
+        "top_bins": top.indices,
+        "top_probs": top.values,
+        "mask": batch.mask[:steps, :examples],
+    }
+    return snapshot | ({"cross_entropy": model.two_hot.loss(logits, target), "probs": probs} if details else {})

@@ -58,12 +58,17 @@ PolicyObjective = Callable[[WorldModel, Tensor, SequenceBatch, Tensor, Coefficie
 """
 
 
-def make_objective(config: PolicyConfig, discrete: bool) -> PolicyObjective:
-    """Return the objective of a configuration, for Box or Discrete actions.
+def make_objective(config: PolicyConfig, discrete: bool, clipped: bool) -> PolicyObjective:
+    """Return the objective of a configuration, for Box (with a ``clipped`` Gaussian policy or a squashed one) or Discrete actions.
 
     Raises:
-        ConfigError: an objective that is not defined for Discrete actions.
+        ConfigError: an objective that is not defined for such a policy.
     """
+    if config.objective == "kl_to_planner" and not discrete and not clipped:
+        raise ConfigError(
+            "model.policy: the divergence of policy.objective=kl_to_planner has a closed form between Gaussians, and a squashed one is "
+            "none; use model.policy=clipped, or agent=bmpc"
+        )
     table = DISCRETE if discrete else BOX
     if config.objective not in table:
         raise ConfigError(

@@ -108,9 +108,9 @@ def _differences(folder: Path, config: RunConfig) -> list[str]:
 
 
 def default_folder(config: RunConfig) -> Path:
-    """Return runs/<task>/<agent>-<preset>-seed<seed>."""
+    """Return runs/<task>/<label or agent>-<preset>-seed<seed>."""
     slug = config.task.replace("/", "-").replace(":", "-")
-    return Path("runs") / slug / f"{config.agent}-{config.preset}-seed{config.seed}"
+    return Path("runs") / slug / f"{config.label or config.agent}-{config.preset}-seed{config.seed}"
 
 
 def _first_free(candidates: list[Path]) -> int:
@@ -183,7 +183,7 @@ def spec_dict(spec: EnvSpec) -> dict[str, Any]:
     }
 
 
-def write_meta(folder: Path, config: RunConfig, envs: VecEnv, checkpoint: Path | None) -> dict[str, Any]:
+def write_meta(folder: Path, config: RunConfig, envs: VecEnv, checkpoint: Path | None, parameters: Mapping[str, int]) -> dict[str, Any]:
     """Write ``meta.json`` and ``config.json``; return what checkpoints hold of them."""
     meta = {
         "command": command_line(),
@@ -191,6 +191,7 @@ def write_meta(folder: Path, config: RunConfig, envs: VecEnv, checkpoint: Path |
         "machine": machine_info(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "spec": spec_dict(envs.spec),
+        "parameters": dict(parameters),
     }
     if checkpoint is not None and (folder / "meta.json").exists():
         first = json.loads((folder / "meta.json").read_text())

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from worldmpc.data.source import ReplaySource
 from worldmpc.envs.vector import VecEnv
+from worldmpc.noise import NoiseStream, derive_seed
 from worldmpc.training.checkpoint import CheckpointStore
 from worldmpc.training.evaluator import Stopped, evaluate
 from worldmpc.training.logger import RunLogger, Throughput
@@ -103,6 +108,31 @@ class EvalHook:
         self.improved = result.mean_return > self.best
         self.best = max(self.best, result.mean_return)
         state.stop = state.stop or self.reached(state)
+
+
+class SnapshotHook:
+    """Logs what an agent's auxiliary values say about a few replayed windows, at the steps of evaluations.
+
+    Its random numbers depend on seed and step alone, so that it neither disturbs training nor depends on what came before.
+    """
+
+    def __init__(self, logger: RunLogger, every: int, objectives: Callable[..., Mapping[str, Tensor]]) -> None:
+        self.logger, self.every, self.snapshot = logger, Every(every), objectives
+
+    def __call__(self, state: TrainState, metrics: Metrics) -> None:
+        """Log where due, once there is something to look at."""
+        source = state.source
+        assert isinstance(source, ReplaySource)
+        due = self.every.due(state.env_steps, state.envs.num_envs * state.envs.spec.action_repeat)
+        if not due or not source.replay.num_windows():
+            return
+        agent: Any = state.agent
+        stream = NoiseStream(agent.config.seed, "snapshot", state.decisions, device=agent.device)
+        draw = torch.Generator().manual_seed(derive_seed(agent.config.seed, "snapshot windows", state.decisions))
+        batch = source.replay.sample(torch.rand(agent.config.multi_gamma.log_num_examples, dtype=torch.float64, generator=draw))
+        found = self.snapshot(batch, stream.draw(agent.noise_specs(*batch.reward.shape)))
+        plain = {name: values.tolist() for name, values in found.items()}
+        self.logger.log_snapshot(_counters(state) | {"gammas": list(agent.model.auxiliary.gammas), **plain})
 
 
 class CheckpointHook:

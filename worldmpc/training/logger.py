@@ -118,7 +118,9 @@ class RunLogger:
         self._console = console or Console()
         self._metrics_path = self.run_dir / "metrics.jsonl"
         self._eval_path = self.run_dir / "eval.csv"
+        self._snapshots_path = self.run_dir / "snapshots.jsonl"
         self._metrics: TextIO | None = None
+        self._snapshots: TextIO | None = None
         self._evals: TextIO | None = None
         self._writer: Any = None
         self._tensorboard = self._config.tensorboard
@@ -151,6 +153,7 @@ class RunLogger:
             raise RuntimeError("truncate: call it before the first record")
         records = _keep_records(self._metrics_path, decisions)
         rows = _keep_evals(self._eval_path, decisions)
+        _keep_records(self._snapshots_path, decisions)
         self._display.remember(records[-1] if records else {})
         if rows:
             self._display.remember({f"eval/{name}": float(value) for name, value in rows[-1].items() if value})
@@ -205,6 +208,20 @@ class RunLogger:
         if self._writer is not None:
             self._writer.flush()
 
+    def log_snapshot(self, record: Mapping[str, Any]) -> None:
+        """Append plain nested data about a few examples, with its ``decisions``, to snapshots.jsonl.
+
+        Raises:
+            ValueError: there is no ``decisions``, or a number that is not finite.
+            FileExistsError: the folder holds an earlier run that is not being continued.
+        """
+        if "decisions" not in record:
+            raise ValueError("log_snapshot: record without decisions")
+        if self._snapshots is None:
+            self._snapshots = self._open(self._snapshots_path)
+        self._snapshots.write(json.dumps(record, allow_nan=False) + "\n")
+        self._snapshots.flush()
+
     def message(self, text: str) -> None:
         """Show a line on the console, whatever the progress display."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -230,12 +247,12 @@ class RunLogger:
     def close(self) -> None:
         """Show the last state, and flush and close everything; further calls do nothing."""
         self._display.close()
-        for file in (self._metrics, self._evals):
+        for file in (self._metrics, self._evals, self._snapshots):
             if file is not None:
                 file.close()
         if self._writer is not None:
             self._writer.close()
-        self._metrics = self._evals = self._writer = None
+        self._metrics = self._evals = self._snapshots = self._writer = None
 
     def _open(self, path: Path) -> TextIO:
         if not self._continues and path.exists() and path.stat().st_size:

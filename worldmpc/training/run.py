@@ -30,7 +30,7 @@ from worldmpc.runtime import check_modes, keep_compiled_code, keep_freed_memory,
 from worldmpc.training.checkpoint import CheckpointError, CheckpointStore, verify_checkpoint
 from worldmpc.training.evaluator import evaluate
 from worldmpc.training.folder import choose_folder, lock, restore, write_meta
-from worldmpc.training.hooks import CheckpointHook, EvalHook, LogHook
+from worldmpc.training.hooks import CheckpointHook, EvalHook, LogHook, SnapshotHook
 from worldmpc.training.logger import RunLogger, Throughput
 from worldmpc.training.trainer import DivergenceError, Solo, TrainState, make_state, train_together
 from worldmpc.types import Agent, EnvSpec
@@ -107,6 +107,10 @@ def run_seeds(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple
             raise type(error)(f"{error} [{saved[0]}]") from error
 
 
+def _has_auxiliary(agent: Agent) -> bool:
+    return getattr(agent.model, "auxiliary", None) is not None
+
+
 def _stackable(agent: Agent) -> TDMPC2:
     assert isinstance(agent, TDMPC2)  # the configuration allows seeds for no other
     return agent
@@ -146,7 +150,7 @@ class _Run:
         """Load the checkpoint, if there is one, and set up what is done after every step."""
         config, state = self.config, self.state
         tree = restore(state, self.checkpoint, self.logger, config)
-        meta = write_meta(self.folder, config, state.envs, self.checkpoint)
+        meta = write_meta(self.folder, config, state.envs, self.checkpoint, dict(parameter_table(state.agent.model)))
         earlier = 0.0 if tree is None else float(tree["loop"]["seconds"])
         self.throughput = Throughput(earlier=earlier, decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
         self.evaluation = EvalHook(
@@ -163,7 +167,9 @@ class _Run:
             state.stop = self.evaluation.reached(state)
         store = CheckpointStore(self.folder / "checkpoints", keep=config.checkpoint.keep)
         self.saving = CheckpointHook(store, self.evaluation, self.throughput, config.checkpoint.every, config.checkpoint.replay, meta)
-        self.hooks = (LogHook(self.logger, self.throughput, config.log.every), self.evaluation, self.saving, *self._extra_hooks)
+        snapshots = [SnapshotHook(self.logger, config.eval_freq, state.agent.snapshot)] if _has_auxiliary(state.agent) else []  # type: ignore[attr-defined]
+        logging = LogHook(self.logger, self.throughput, config.log.every)
+        self.hooks = (logging, *snapshots, self.evaluation, self.saving, *self._extra_hooks)
         _introduce(self.logger, state, config, self.total, self.folder, self.checkpoint)
 
     def begin(self) -> None:
@@ -248,6 +254,8 @@ def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, total: i
     library = native.library() if agent.device.type == "cpu" else None
     if isinstance(library, str):
         logger.message(f"warning: the faster networks in C are not used ({library}); PyTorch's functions take their place")
+    if config.multi_gamma.enabled and not _has_auxiliary(agent):
+        logger.message("warning: multi_gamma.gammas holds the task's own discount alone, so that this is the run without auxiliary values")
     for key in ("planner.precision", "train.precision"):
         if lookup(config, key) == "bf16" and library is not None and (isinstance(library, str) or not library.bf16):
             logger.message(f"warning: {key}=bf16 is slower than fp32 here, as this processor cannot multiply bfloat16 numbers")
