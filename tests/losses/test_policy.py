@@ -159,7 +159,7 @@ def test_planner_prior_by_hand():
 
 def weights_of(model, batch, scale):
     """softmax(value / scale) over the windows of each step with a plan."""
-    values, found = model.values[PAIR].amin(0), torch.zeros(T, B)
+    values, found = model.values.detach()[PAIR].amin(0), torch.zeros(T, B)
     for t in range(T):
         known = [b for b in range(B) if batch.mask[t, b] and (t, b) not in UNKNOWN]
         total = sum(math.exp(float(values[t, b]) / scale) for b in known)
@@ -226,13 +226,13 @@ def test_awac_by_hand():
     model.taken[:, 0, 0] += 40
     model.taken[:, 0, 3] -= 40
     loss, metrics = evaluate("awac", model, batch)
-    values, taken = model.values[PAIR].mean(0), model.taken[PAIR].mean(0)
+    values, taken = model.values.detach()[PAIR].mean(0), model.taken[PAIR].mean(0)
     scale = moved(values[0])
     share = {
         (t, b): min(max(math.exp(min(float(taken[t, b] - values[t, b]) / scale / 0.5, 50)), 0.1), 10.0) for t in range(T) for b in range(B)
     }
     assert share[0, 0] == 10 and share[0, 3] == 0.1 and any(0.1 < value < 10 for value in share.values())
-    assert loss.item() == pytest.approx(mean_over(lambda t, b: -share[t, b] * float(model.log_prob[t, b]), batch), rel=1e-4)
+    assert loss.item() == pytest.approx(mean_over(lambda t, b: -share[t, b] * model.log_prob[t, b], batch), rel=1e-4)
     assert metrics["pi_awac_weight"].item() == pytest.approx(sum(share.values()) / (T * B), rel=1e-4)
     better = model.taken.clone()
     model.taken = better + 1

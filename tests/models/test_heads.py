@@ -1,4 +1,4 @@
-"""The squashed Gaussian: the definition, and equal to it in double precision by every library and by none."""
+"""Gaussian policies: the definition, and the squashed one equal to it in double precision by every library and by none."""
 
 import itertools
 import math
@@ -7,11 +7,12 @@ from functools import partial
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.testing import assert_close
 
 from tests.libraries import close, skipping, transposed
 from worldmpc.models import kernels, native
-from worldmpc.models.heads import plain_squashed_gaussian, split_gaussian, squashed_gaussian
+from worldmpc.models.heads import clipped_gaussian, gaussian_log_prob, plain_squashed_gaussian, split_gaussian, squashed_gaussian
 
 BOUNDS = (-3.0, 0.5)
 DIMS = [1, 6, 16, 17, 38]
@@ -400,3 +401,73 @@ def test_what_does_not_fit_is_refused_by_torch(raw, eps, refusing):
     """The library reads memory unasked: it must not be called with anything but what it expects."""
     with pytest.raises((RuntimeError, IndexError)):
         sample(raw, eps)
+
+
+# The clipped Gaussian, and densities of given actions -------------------------------------------------------------------------------
+
+
+def distribution(raw, clipped, bounds=BOUNDS):
+    """The policy as PyTorch has it, before clipping."""
+    mean, log_std = split_gaussian(raw, *bounds)
+    if clipped:
+        return Normal(torch.tanh(mean), log_std.exp())
+    return TransformedDistribution(Normal(mean, log_std.exp()), TanhTransform())
+
+
+@pytest.mark.parametrize("lead", [(), (9,), (3, 5)], ids=str)
+def test_clipped_samples(lead):
+    raw, eps = numbers(*lead)
+    found, normal = clipped_gaussian(raw, eps, *BOUNDS), distribution(raw, True)
+    place = normal.mean + eps * normal.stddev
+    density = normal.log_prob(place).sum(-1)
+    expected = (place.clamp(-1, 1), normal.mean, normal.stddev.log(), density, -density, -6 * density)
+    for name, one, other in zip(found._fields, found, expected, strict=True):
+        assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
+    assert [part.shape for part in found] == [part.shape for part in sample(raw, eps)]
+
+
+def test_clipped_samples_have_no_slope_beyond_1():
+    """Their densities do not know of it."""
+    raw = torch.tensor([[2.0, 0.0, -2.0, 0.0, 0.0, 0.0]], requires_grad=True)  # means near 1, 0, near -1
+    found = clipped_gaussian(raw, torch.tensor([[2.0, 0.5, -2.0]]), *BOUNDS)
+    assert found.action[0].tolist() == pytest.approx([1, 0.5 * math.exp(-1.25), -1])
+    (slope,) = torch.autograd.grad(found.action.sum(), raw, retain_graph=True)
+    assert (slope[0, [0, 2, 3, 5]] == 0).all() and (slope[0, [1, 4]] != 0).all()
+    (slope,) = torch.autograd.grad(found.scaled_entropy.sum(), raw)
+    half = 0.5 * (BOUNDS[1] - BOUNDS[0])
+    assert_close(slope, torch.tensor([[0, 0, 0, 3 * half, 3 * half, 3 * half]]))
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_densities_of_actions_are_those_of_torch(clipped):
+    raw, _ = numbers(200)
+    action = torch.rand(200, 6, dtype=torch.float64) * 1.98 - 0.99
+    found = gaussian_log_prob(raw.double(), action, *BOUNDS, clipped)
+    assert_close(found, distribution(raw.double(), clipped).log_prob(action).sum(-1), rtol=0, atol=1e-3)  # 1e-6 beside 1 - a^2
+    leaf_one, leaf_other = leaf(raw), leaf(raw, torch.float64)
+    gaussian_log_prob(leaf_one, action.float(), *BOUNDS, clipped).sum().backward()
+    distribution(leaf_other, clipped).log_prob(action).sum().backward()
+    close(leaf_one.grad, leaf_other.grad, 1e-3)
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_densities_of_a_samples_own_action(clipped):
+    raw, eps = numbers(200)
+    found = (clipped_gaussian if clipped else plain_squashed_gaussian)(raw.double(), eps.double(), *BOUNDS)
+    inside = found.action.abs().amax(-1) < 0.999
+    assert inside.sum() > 100
+    assert_close(gaussian_log_prob(raw.double(), found.action, *BOUNDS, clipped)[inside], found.log_prob[inside], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+@pytest.mark.parametrize("bounds", [BOUNDS, (-10.0, 2.0)], ids=str)
+def test_densities_at_the_bounds(clipped, bounds):
+    """Replayed actions are often exactly 1."""
+    action = torch.tensor([1.0, -1.0, 0.0, 1.0, -1.0, 1.0]).expand(50, 6)
+    raw = (5 * torch.randn(50, 12)).requires_grad_()
+    found = gaussian_log_prob(raw, action, *bounds, clipped)
+    (slope,) = torch.autograd.grad(found.sum(), raw)
+    assert found.isfinite().all() and slope.isfinite().all()
+    nearer, farther = (torch.tensor([[mean, 0.0]]) for mean in (1.0, 0.0))
+    one = torch.ones(1, 1)
+    assert gaussian_log_prob(nearer, one, *BOUNDS, clipped) > gaussian_log_prob(farther, one, *BOUNDS, clipped)

@@ -19,7 +19,7 @@ from worldmpc.agents.stack import Stack
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.bench.limits import LaunchFloor, Limit
 from worldmpc.bench.products import Product, plan_products, total_flops, update_products
-from worldmpc.config import ConfigError, RunConfig, resolve_model
+from worldmpc.config import ConfigError, RunConfig, lookup, resolve_model
 from worldmpc.envs import canonical_task, make_envs
 from worldmpc.report.benchmarks import SCHEMA
 from worldmpc.report.provenance import command_line, git_commit, machine_info
@@ -27,6 +27,11 @@ from worldmpc.runtime import check_modes, keep_compiled_code, keep_freed_memory,
 from worldmpc.training.trainer import Solo, Team, collect_together, learn_together, make_state
 from worldmpc.types import EnvSpec, SequenceBatch
 
+_COUNTED = (
+    *("agent", "policy.objective", "value.target", "reanalyze.interval", "multi_gamma.enabled"),
+    *("model.value", "model.policy", "model.num_dynamics"),
+)
+"""Keys whose published values are those that matrix products are counted for."""
 WARM_UP = 3
 """Rounds before measuring, behind the first call: memory is allocated, and graphs are captured."""
 SEED_DECISIONS = 64
@@ -56,6 +61,13 @@ def check(config: RunConfig, *, obs_dim: int, action_dim: int, repeats: int, sec
             raise ConfigError(f"{name}: expected at least 1, got {value}")
     if not 0 <= seconds < float("inf"):
         raise ConfigError(f"seconds: expected a finite number, 0 or more, got {seconds}")
+    plain = RunConfig()
+    for name in _COUNTED:
+        if lookup(config, name) != lookup(plain, name):
+            raise ConfigError(
+                f"{name}: bench counts the matrix products of agent=tdmpc2 as published; leave it out, and measure variants by "
+                "`python -m benchmarks.overhead`"
+            )
     check_modes(config, resolve_device(config.device))
     if seconds:
         canonical_task(config.task)

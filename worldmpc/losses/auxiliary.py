@@ -44,16 +44,15 @@ def auxiliary_value(model: WorldModel, rollout: Rollout, batch: SequenceBatch, n
     target = auxiliary_targets(model, rollout, batch).target
     loss = model.two_hot.loss(logits, target) * rollout.time_weight[..., None]
     values, means = model.two_hot.decode(logits.detach()), loss.detach().mean((0, 1))
-    metrics = {"aux_value_ce/mean": means.mean()}
-    for index, gamma in enumerate(auxiliary.gammas):
-        value = values[..., index]
-        metrics |= {
-            f"aux_value_ce/g{gamma:g}": means[index],
-            f"aux_value/mean_g{gamma:g}": value.mean(),
-            f"aux_value/std_g{gamma:g}": value.std(correction=0),
-            f"aux_value/target_mean_g{gamma:g}": target[..., index].mean(),
-        }
-    return loss.sum(-1), metrics
+    of_heads = {
+        "aux_value_ce/": means,
+        "aux_value/mean_": values.mean((0, 1)),
+        "aux_value/std_": values.std((0, 1), correction=0),
+        "aux_value/target_mean_": target.mean((0, 1)),
+    }
+    names = [f"g{gamma:g}" for gamma in auxiliary.gammas]
+    metrics = {prefix + name: own for prefix, found in of_heads.items() for name, own in zip(names, found.unbind(), strict=True)}
+    return loss.sum(-1), {"aux_value_ce/mean": means.mean(), **metrics}
 
 
 @torch.no_grad()

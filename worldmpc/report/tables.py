@@ -3,7 +3,8 @@
 ``python -m worldmpc.report.tables README.md docs/results.md`` rewrites the blocks between ``<!-- results:begin -->`` and
 ``<!-- results:end -->``, and likewise ``gates``, ``benchmarks``, ``variants``, ``precision`` and ``planners``. Blocks between
 ``<!-- compare:begin results/variants/*.csv baseline=tdmpc2 -->`` and ``<!-- compare:end -->`` say themselves what they hold, in the words
-of ``worldmpc compare variants=true``; a page may have several. With ``--check`` nothing is written, and a stale block is a failure.
+of ``worldmpc compare variants=true``; a page may have several. ``overhead`` names its record. With
+``--check`` nothing is written, and a stale block is a failure.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from pathlib import Path
 from worldmpc.report.benchmarks import Record, Row, Verb, read_records, settings
 from worldmpc.report.compare import MIN_SEEDS, Comparison, compare
 from worldmpc.report.gates import gates_table
+from worldmpc.report.overhead import overhead_table
 from worldmpc.report.planners import planners_table
 from worldmpc.report.precision import curves_table, precision_table
 from worldmpc.report.reference import DEFAULT_ALGORITHM
 from worldmpc.report.runs import Run, RunError, load_result_folder
 from worldmpc.report.variant_tables import variants_markdown
 
-BLOCKS = ("results", "gates", "benchmarks", "variants", "precision", "planners", "compare")
+BLOCKS = ("results", "gates", "benchmarks", "variants", "precision", "planners", "compare", "overhead")
 """Kinds of marked blocks."""
 _HEADER = ("task", "preset", "seeds", "simulator steps", "return (min..max)", "prior alone", "published (min..max)", "gate", "data")
 
@@ -169,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _make(makers: Mapping[str, Callable[[], str]], kind: str, words: str = "") -> str:
     if kind == "compare":
         return variants_markdown(words)
+    if kind == "overhead":
+        return overhead_table(words)
     if words:
         raise RunError(f"blocks of {kind} take no words, got '{words}'")
     return makers[kind]()

@@ -1,0 +1,101 @@
+"""What the variants of TD-MPC2 cost: parameters, memory, milliseconds per update and per decision, all of them measured in turns.
+
+Run from the repository's root: ``python -m benchmarks.overhead results.json [key=value ...]``, as in ``preset=cpu`` or ``device=cuda``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldmpc.agents.tdmpc2 import TDMPC2
+from worldmpc.bench.measure import interleave, summary, synthetic_batch
+from worldmpc.cli.words import override_values
+from worldmpc.config import SWEEPS, RunConfig, make_config
+from worldmpc.functional import parameter_table
+from worldmpc.report.overhead import SCHEMA
+from worldmpc.report.provenance import command_line, git_commit, machine_info
+from worldmpc.runtime import resolve_device, set_threads, suggested_threads
+from worldmpc.types import EnvSpec, SequenceBatch
+
+OBS, ACTIONS, REPEATS = 24, 6, 40
+SPEC = EnvSpec("synthetic", (OBS,), ACTIONS, 500, can_terminate=False)
+
+
+def main() -> None:
+    """Measure all labels of all named sets and write them."""
+    words = override_values(sys.argv[2:])
+    variants = {label: own for each in SWEEPS.values() for label, own in each.items()}
+    configs = {label: make_config(**(override_values(own) | words)) for label, own in variants.items()}
+    first = next(iter(configs.values()))
+    device = torch.device(resolve_device(first.device))
+    set_threads(first.threads or suggested_threads(512))
+    agents = {label: TDMPC2(config, SPEC, device) for label, config in configs.items()}
+    calls: dict[str, Callable[[], Any]] = {}
+    for label, agent in agents.items():
+        calls |= {f"{label} {name}": call for name, call in verbs(agent, device).items()}
+    times = interleave(calls, REPEATS, device)
+    rows = [row(label, configs[label], agents[label], times) for label in agents]
+    record = {
+        "schema": SCHEMA,
+        "command": command_line(),
+        "commit": git_commit(),
+        "machine": machine_info(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+    }
+    Path(sys.argv[1]).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def verbs(agent: TDMPC2, device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Return what is measured of an agent: an update, a decision, and a reanalysis where there is one."""
+    config = agent.config
+    batch = with_plans(synthetic_batch(config.window, config.loss.batch_size, OBS, ACTIONS, device))
+    carry, obs = agent.init_carry(1), torch.randn(1, OBS, device=device)
+    calls: dict[str, Callable[[], Any]] = {"update": lambda: agent.update(batch), "plan": lambda: agent.act(carry, obs, "explore")}
+    if config.reanalyze.interval:
+        replayed = torch.randn(config.window * config.reanalyze.batch_size, OBS, device=device)
+        calls["replan"] = lambda: agent.replan(replayed)
+    return calls
+
+
+def with_plans(batch: SequenceBatch) -> SequenceBatch:
+    """Return a batch with a plan at every step."""
+    std = torch.full_like(batch.action, 0.3)
+    return batch._replace(
+        extras={"plan_mean": batch.action, "plan_elite": batch.action, "plan_std": std, "plan_value": torch.zeros_like(batch.reward)}
+    )
+
+
+def row(label: str, config: RunConfig, agent: TDMPC2, times: dict[str, list[float]]) -> dict[str, Any]:
+    """Return the measurements of one variant; ``update`` holds its share of the reanalyses."""
+    parameters = dict(parameter_table(agent.model))
+    # Parameters, slow copies, and Adam's two moments of what learns.
+    state = sum(value.numel() * value.element_size() for value in agent.model.state_dict().values())
+    moments = 2 * 4 * parameters["total"]
+    update = summary(times[f"{label} update"])
+    replan = summary(times[f"{label} replan"]) if f"{label} replan" in times else None
+    share = 0.0 if replan is None else replan["median_ms"] / config.reanalyze.interval
+    return {
+        "label": label,
+        "agent": config.agent,
+        "preset": config.preset,
+        "multi_gamma": dataclasses.asdict(config.multi_gamma),
+        "parameters": parameters,
+        "memory_mib": (state + moments) / 2**20,
+        "update": update,
+        "replan": replan,
+        "update_ms": update["median_ms"] + share,
+        "plan": summary(times[f"{label} plan"]),
+    }
+
+
+if __name__ == "__main__":
+    main()

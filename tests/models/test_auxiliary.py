@@ -1,0 +1,138 @@
+"""Auxiliary value heads: one layer for all discounts or one each, their slow copy, and what a checkpoint says about them."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from worldmpc.config import ConfigError, ModelConfig, MultiGammaConfig
+from worldmpc.models.auxiliary import AuxiliaryValues, ValueHeads, check_record, make_auxiliary, record_of
+from worldmpc.models.world_model import WorldModel
+
+Z, K, G = 16, 7, 3
+GAMMAS = (0.5, 0.9, 0.97)
+
+
+def world(**changes):
+    sizes = {"enc_dim": 16, "mlp_dim": 16, "latent_dim": Z, "num_enc_layers": 2, "num_q": 2, "num_bins": K}
+    return WorldModel(ModelConfig(**(sizes | changes)), 5, 2)
+
+
+def disturbed(module, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def values(**changes):
+    return AuxiliaryValues(**({"latent_dim": Z, "num_bins": K, "gammas": GAMMAS, "joint": True, "slow": True} | changes))
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (2, 5), (G, 2, K)], ids=str)
+def test_joint_heads_are_separate_ones_side_by_side(lead):
+    """The logits of each discount are those of its own layer, whatever the leading dimensions are."""
+    separate, joint = disturbed(ValueHeads(Z, K, G, joint=False)), ValueHeads(Z, K, G, joint=True)
+    with torch.no_grad():
+        joint.layers[0].weight.copy_(torch.cat([layer.weight for layer in separate.layers]))
+        joint.layers[0].bias.copy_(torch.cat([layer.bias for layer in separate.layers]))
+    z = torch.randn(*lead, Z)
+    one, other = separate(z), joint(z)
+    assert one.shape == (*lead, G, K)
+    assert_close(one, other)
+    for index, layer in enumerate(separate.layers):
+        assert_close(other[..., index, :], layer(z))
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_one_head_and_as_many_parameters_as_there_should_be(joint):
+    assert ValueHeads(Z, K, 1, joint)(torch.randn(2, 4, Z)).shape == (2, 4, 1, K)
+    heads = ValueHeads(Z, K, G, joint)
+    assert sum(parameter.numel() for parameter in heads.parameters()) == G * K * (Z + 1)
+    assert len(heads.layers) == (1 if joint else G)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_heads_begin_at_zero_without_random_numbers(joint):
+    """Neither of the global generator: everything else is what it is without them."""
+    before = torch.get_rng_state()
+    auxiliary = make_auxiliary(
+        MultiGammaConfig(enabled=True, gammas=("primary", *GAMMAS), head="joint" if joint else "separate"), world_of(before), 0.99
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all((parameter == 0).all() and parameter.isfinite().all() for parameter in auxiliary.parameters())
+    assert (auxiliary.heads(torch.randn(3, Z)) == 0).all()
+
+
+def world_of(state):
+    """A model made without a trace in the global generator."""
+    model = world()
+    torch.set_rng_state(state)
+    return model
+
+
+def test_slow_heads_are_a_copy_that_learns_nothing():
+    auxiliary = values()
+    assert all(parameter.requires_grad for parameter in auxiliary.heads.parameters())
+    assert not any(parameter.requires_grad for parameter in auxiliary.slow.parameters())
+    disturbed(auxiliary.heads)
+    assert all((parameter == 0).all() for parameter in auxiliary.slow.parameters())
+    assert values(slow=False).slow is None
+
+
+@pytest.mark.parametrize(("head", "bootstrap"), [("joint", "self"), ("separate", "primary")])
+def test_made_as_configured(head, bootstrap):
+    config = MultiGammaConfig(enabled=True, gammas=(0.99, *GAMMAS), head=head, bootstrap=bootstrap)
+    auxiliary = make_auxiliary(config, world(), 0.99)
+    assert auxiliary.gammas == GAMMAS and auxiliary.discounts.tolist() == pytest.approx(GAMMAS)
+    assert (auxiliary.slow is None) == (bootstrap == "primary")
+    assert auxiliary.heads(torch.randn(2, Z)).shape == (2, G, K) and len(auxiliary.heads.layers) == (1 if head == "joint" else G)
+    assert not any("discounts" in name for name in auxiliary.state_dict())
+
+
+@pytest.mark.parametrize(
+    "config", [MultiGammaConfig(), MultiGammaConfig(gammas=("primary", 0.9)), MultiGammaConfig(enabled=True, gammas=("primary",))]
+)
+def test_none_where_there_is_nothing_to_learn(config):
+    assert make_auxiliary(config, world(), 0.99) is None
+
+
+def test_the_first_discount_is_the_tasks():
+    config = MultiGammaConfig(enabled=True, gammas=(0.99, 0.9))
+    assert make_auxiliary(config, world(), 0.99 + 5e-7) is not None
+    with pytest.raises(ConfigError, match=r"multi_gamma\.gammas: the first"):
+        make_auxiliary(config, world(), 0.99 + 2e-6)
+
+
+@pytest.mark.parametrize("slow", [True, False])
+@pytest.mark.parametrize("value", ["q", "v"])
+def test_slow_heads_follow_with_the_slow_critics(value, slow):
+    model = world(value=value)
+    model.auxiliary = values(slow=slow)
+    disturbed(model)
+    critics = "target_q" if value == "q" else "target_v"
+    copies = {critics: value} | ({"auxiliary.slow": "auxiliary.heads"} if slow else {})
+    assert model.slow_copies == copies
+    before = {name: part.clone() for name, part in model.named_parameters()}
+    model.update_target(torch.tensor(0.25))
+    for name, part in model.named_parameters():
+        copied = next((name.replace(copy, fast, 1) for copy, fast in copies.items() if name.startswith(f"{copy}.")), None)
+        expected = before[name] if copied is None else 0.75 * before[name] + 0.25 * before[copied]
+        assert_close(part, expected, msg=name)
+
+
+@pytest.mark.parametrize("other", [None, {"gammas": (0.5, 0.97, 0.9)}, {"gammas": (0.5, 0.9)}, {"joint": False}, {"slow": False}], ids=str)
+def test_records_tell_different_heads_apart(other):
+    own, record = values(), record_of(None if other is None else values(**other))
+    check_record(own, record_of(values()))
+    check_record(None, None)
+    with pytest.raises(ValueError, match="multi_gamma"):
+        check_record(own, record)
+    if record is not None:
+        with pytest.raises(ValueError, match="the agent none"):
+            check_record(None, record)
+
+
+def test_records_are_plain():
+    assert record_of(values()) == {"gammas": list(GAMMAS), "head": "joint", "bootstrap": "self"}
+    assert record_of(values(joint=False, slow=False)) == {"gammas": list(GAMMAS), "head": "separate", "bootstrap": "primary"}

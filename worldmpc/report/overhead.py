@@ -1,0 +1,48 @@
+"""Records of ``python -m benchmarks.overhead`` as a markdown table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from worldmpc.report.provenance import machine_line
+from worldmpc.report.runs import RunError
+
+SCHEMA = "worldmpc.overhead/1"
+"""What every record says about itself."""
+_BASELINE = {"A0", "tdmpc2"}
+"""Labels without a change, which all others are held against."""
+
+
+def overhead_table(words: str) -> str:
+    """Return the markdown table of a record: parameters, memory and milliseconds of every variant, beside those of the baseline.
+
+    Raises:
+        RunError: not one file, or one that is no such record.
+    """
+    file = Path(words)
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["schema"] != SCHEMA:
+            raise ValueError(record["schema"])
+        rows = {row["label"]: row for row in record["rows"]}
+        lines = ["| | parameters | memory, MiB | update, ms | | decision, ms | |", "|---|--:|--:|--:|--:|--:|--:|"]
+        lines += ["| " + " | ".join(_cells(row, rows)) + " |" for row in rows.values()]
+        where = f"`{file.as_posix()}`: `{record['command']}`; {machine_line(record['machine'])}, {record['threads']} threads"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file}: no record of benchmarks.overhead ({error!r})") from error
+    text = (
+        "Median milliseconds, measured in turns; an update holds its share of reanalyses. Beside them the change against the same without "
+        "variants. Memory: parameters, slow copies and Adam's moments."
+    )
+    return "\n".join([*lines, "", text, "", where + "."])
+
+
+def _cells(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> list[str]:
+    label = row["label"]
+    base = next(rows[name] for name in rows if name in _BASELINE and (name == "A0") == (label[0] == "A"))
+    update, plan = row["update_ms"], row["plan"]["median_ms"]
+    changes = (update / base["update_ms"] - 1, plan / base["plan"]["median_ms"] - 1)
+    shown = ["" if row is base else f"{change:+.0%}" for change in changes]
+    return [f"`{label}`", f"{row['parameters']['total']:,}", f"{row['memory_mib']:.2f}", f"{update:.2f}", shown[0], f"{plan:.2f}", shown[1]]
