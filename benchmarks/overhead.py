@@ -1,6 +1,7 @@
 """What the variants of TD-MPC2 cost: parameters, memory, milliseconds per update and per decision, all of them measured in turns.
 
-Run from the repository's root: ``python -m benchmarks.overhead results.json [key=value ...]``, as in ``preset=cpu`` or ``device=cuda``.
+Run from the repository's root: ``python -m benchmarks.overhead results.json repeats [key=value ...]``, as in ``preset=cpu`` or
+``device=cuda``.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.runtime import resolve_device, set_threads, suggested_threads
 from worldmpc.types import EnvSpec, SequenceBatch
 
-OBS, ACTIONS, REPEATS = 24, 6, 40
+OBS, ACTIONS = 24, 6
 SPEC = EnvSpec("synthetic", (OBS,), ACTIONS, 500, can_terminate=False)
 
 
 def main() -> None:
     """Measure all labels of all named sets and write them."""
-    words = override_values(sys.argv[2:])
+    words = override_values(sys.argv[3:])
     variants = {label: own for each in SWEEPS.values() for label, own in each.items()}
     configs = {label: make_config(**(override_values(own) | words)) for label, own in variants.items()}
     first = next(iter(configs.values()))
@@ -40,7 +41,7 @@ def main() -> None:
     calls: dict[str, Callable[[], Any]] = {}
     for label, agent in agents.items():
         calls |= {f"{label} {name}": call for name, call in verbs(agent, device).items()}
-    times = interleave(calls, REPEATS, device)
+    times = interleave(calls, int(sys.argv[2]), device)
     rows = [row(label, configs[label], agents[label], times) for label in agents]
     record = {
         "schema": SCHEMA,

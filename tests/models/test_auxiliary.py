@@ -52,23 +52,14 @@ def test_one_head_and_as_many_parameters_as_there_should_be(joint):
     assert len(heads.layers) == (1 if joint else G)
 
 
-@pytest.mark.parametrize("joint", [True, False])
-def test_heads_begin_at_zero_without_random_numbers(joint):
+@pytest.mark.parametrize("head", ["joint", "separate"])
+def test_heads_begin_at_zero_without_random_numbers(head):
     """Neither of the global generator: everything else is what it is without them."""
-    before = torch.get_rng_state()
-    auxiliary = make_auxiliary(
-        MultiGammaConfig(enabled=True, gammas=("primary", *GAMMAS), head="joint" if joint else "separate"), world_of(before), 0.99
-    )
+    config, model, before = MultiGammaConfig(enabled=True, gammas=("primary", *GAMMAS), head=head), world(), torch.get_rng_state()
+    auxiliary = make_auxiliary(config, model, 0.99)
+    assert all((parameter == 0).all() for parameter in auxiliary.parameters())
+    assert (auxiliary.heads(torch.ones(3, Z)) == 0).all()
     assert torch.equal(torch.get_rng_state(), before)
-    assert all((parameter == 0).all() and parameter.isfinite().all() for parameter in auxiliary.parameters())
-    assert (auxiliary.heads(torch.randn(3, Z)) == 0).all()
-
-
-def world_of(state):
-    """A model made without a trace in the global generator."""
-    model = world()
-    torch.set_rng_state(state)
-    return model
 
 
 def test_slow_heads_are_a_copy_that_learns_nothing():

@@ -1,4 +1,4 @@
-"""Lazy reanalysis: plans in the replay are replaced by those of the present model (BMPC, section 4.3)."""
+"""Lazy reanalysis: plans in the replay are replaced by those of the present model (BMPC)."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def policy_noise(
 
 
 def max_q(model: WorldModel, zs: Tensor, batch: SequenceBatch, scale: Tensor, coefs: Coefficients, noise: Noise) -> tuple[Tensor, Metrics]:
-    """TD-MPC2: maximise the mean of two critics plus entropy, on all latents (eq. 8)."""
+    """TD-MPC2: maximise the mean of two critics plus entropy, on all latents."""
     sample, values, scale = _values(model, zs, scale, coefs, noise)
     loss = -(coefs.entropy * sample.scaled_entropy + values / scale) * time_weights(coefs.rho, _of_latents(batch.mask))
     return loss.mean(), _metrics(sample, scale)
@@ -108,7 +108,7 @@ def max_q(model: WorldModel, zs: Tensor, batch: SequenceBatch, scale: Tensor, co
 def max_q_and_planner_prior(
     model: WorldModel, zs: Tensor, batch: SequenceBatch, scale: Tensor, coefs: Coefficients, noise: Noise
 ) -> tuple[Tensor, Metrics]:
-    """TD-M(PC)^2: max_q, and the planner's log-density at the policy's action, once values have grown (Lin et al. 2025, eq. 9)."""
+    """TD-M(PC)^2: max_q, and the planner's log-density at the policy's action, once values have grown (Lin et al. 2025)."""
     sample, values, scale = _values(model, zs[:-1], scale, coefs, noise)
     plan, weight = plan_target(batch, model.discrete), time_weights(coefs.rho, batch.mask)
     log_prior = _log_prior(sample.action, plan.mean, plan.std.clamp(min=coefs.min_std)) * plan.known
@@ -157,7 +157,7 @@ def planner_bc(
 
 
 def awac(model: WorldModel, zs: Tensor, batch: SequenceBatch, scale: Tensor, coefs: Coefficients, noise: Noise) -> tuple[Tensor, Metrics]:
-    """Likelihood of the action that was taken, weighted by exp(advantage / temperature), clipped (Nair et al. 2020, eq. 13)."""
+    """Likelihood of the action that was taken, weighted by exp(advantage / temperature), clipped (Nair et al. 2020)."""
     sample, values, scale = _values(model, zs[:-1], scale, coefs, noise)
     with torch.no_grad():
         taken = model.q_values(zs[:-1], batch.action, noise["pi_critics"]).mean(0)
@@ -169,7 +169,7 @@ def awac(model: WorldModel, zs: Tensor, batch: SequenceBatch, scale: Tensor, coe
 def kl_to_planner(
     model: WorldModel, zs: Tensor, batch: SequenceBatch, scale: Tensor, coefs: Coefficients, noise: Noise
 ) -> tuple[Tensor, Metrics]:
-    """BMPC: divergence KL(policy || planner) of Gaussians, mean over actions and divided by its running range, minus entropy (eq. 6).
+    """BMPC: divergence KL(policy || planner) of Gaussians, mean over actions and divided by its running range, minus entropy.
 
     Where a step has no plan the policy is pulled towards the standard normal distribution (published).
     """

@@ -74,7 +74,7 @@ def td_target(batch: SequenceBatch, values: Tensor, discount: float) -> Tensor:
 def n_step_target(batch: SequenceBatch, values: Tensor, discount: float, n: int) -> Tensor:
     """Sum of ``n`` discounted rewards, fewer at the end of window or episode, and a bootstrap: values [T, B] -> [T, B].
 
-    The actions are those that were taken: the sum is not corrected for what the policy would do now (Sutton & Barto 2018, eq. 7.4).
+    The actions are those that were taken: the sum is not corrected for what the policy would do now (Sutton & Barto 2018, section 7.1).
     """
     target = td_target(batch, values, discount)
     one = target
@@ -85,7 +85,7 @@ def n_step_target(batch: SequenceBatch, values: Tensor, discount: float, n: int)
 
 
 def td_lambda_target(batch: SequenceBatch, values: Tensor, discount: float, lam: float) -> Tensor:
-    """Mean of all n-step targets within the window, weighted by lam**(n-1): values [T, B] -> [T, B] (Sutton & Barto 2018, eq. 12.3)."""
+    """Mean of all n-step targets within the window, weighted by lam**(n-1): values [T, B] -> [T, B] (Sutton & Barto 2018, section 12.1)."""
     going_on = _goes_on(batch)
     one = td_target(batch, values, discount)
     targets = [one[-1]]
@@ -111,9 +111,9 @@ def _imagined_target(
     eps: Tensor,
     critics: Tensor,
 ) -> Tensor:
-    """Return of ``td_horizon`` steps of the present policy with a bootstrap (BMPC eq. 8): on-policy, whoever collected the data.
+    """Return of ``td_horizon`` steps of the present policy with a bootstrap (BMPC): on-policy, whoever collected the data.
 
-    Where critics read actions, the first step is the replayed one, whose action they are asked about (Feinberg et al. 2018, eq. 5).
+    Where critics read actions, the first step is the replayed one, whose action they are asked about (Feinberg et al. 2018).
     """
     total, weight = torch.zeros_like(batch.reward), torch.ones_like(batch.reward)
     if not model.state_values:
