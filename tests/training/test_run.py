@@ -190,6 +190,19 @@ def test_auto_resumes_only_the_same_run(tmp_path, monkeypatch):
     assert continued.run_dir == first.run_dir and continued.env_steps == 80
 
 
+def test_runs_of_earlier_versions_go_on(tmp_path):
+    """Keys that did not exist then are what the preset has them now, not a change."""
+    first = run(config(tmp_path / "run", steps=60))
+    old = json.loads((first.run_dir / "config.json").read_text())
+    for name in ("policy", "value", "reanalyze", "multi_gamma", "label"):
+        del old[name]
+    del old["model"]["num_dynamics"]
+    (first.run_dir / "config.json").write_text(json.dumps(old))
+    assert run(config(first.run_dir, steps=80, resume="auto")).env_steps == 80
+    with pytest.raises(ConfigError, match=r"another value\.target"):
+        run(config(first.run_dir, steps=90, resume="auto", **{"value.target": "n_step"}))
+
+
 @pytest.mark.parametrize(
     "change", [{"task": "toy/pointmass"}, {"env.action_repeat": 2}, {"model.simnorm_layout": "consecutive"}, {"planner.horizon": 4}]
 )

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from worldmpc.config import ConfigError, RunConfig
+from worldmpc.config import ConfigError, RunConfig, merge, preset_values
 from worldmpc.envs import VecEnv
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.training.checkpoint import CheckpointStore, check_same_architecture, load_checkpoint
@@ -103,7 +103,7 @@ def _differences(folder: Path, config: RunConfig) -> list[str]:
     file = folder / "config.json"
     if not file.exists():
         return []
-    changes = _config_changes(json.loads(file.read_text()), config.to_dict())
+    changes = _changes_since(json.loads(file.read_text()), config)
     return [name for name, _, _ in changes if name.split(".")[0] not in FREE]
 
 
@@ -139,7 +139,7 @@ def restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, confi
         return None
     tree, meta = load_checkpoint(checkpoint)
     check_same_architecture(state.agent.model.state_dict(), tree["agent"]["model"])
-    for name, before, now in _config_changes(meta["config"], config.to_dict()):
+    for name, before, now in _changes_since(meta["config"], config):
         if _fixed(name):
             raise ConfigError(f"resume: {checkpoint} was made with {name}={before}, which cannot become {now}; begin a new run")
         logger.message(f"resume: {name} was {before!r}, is now {now!r}")
@@ -158,6 +158,12 @@ def restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, confi
     # Where the hooks of the saved step are still to be done, what they wrote about it is theirs to write again.
     logger.truncate(state.decisions if state.settled else state.decisions - 1)
     return tree
+
+
+def _changes_since(saved: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted key, before, now) as :func:`_config_changes` does; keys that are younger than the saved run are as its preset has them."""
+    younger = preset_values(saved["preset"], saved["agent"], saved["task"])
+    return _config_changes(merge(merge(RunConfig().to_dict(), younger), saved), config.to_dict())
 
 
 def _config_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
