@@ -9,6 +9,7 @@ Shape legend, used in every docstring:
 ``H``   planning horizon                       ``O``   observation dimensions
 ``S``   candidate action sequences             ``A``   action dimensions
 ``N``   stacked seeds                          ``I``   planner iterations
+``G``   auxiliary discounts
 ======  =====================================  ======  =====================================
 
 Sequences are time-major, ``[T, B, ...]``; observations of a window have ``T + 1`` entries.

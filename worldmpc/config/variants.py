@@ -28,6 +28,8 @@ def check_variant(config: RunConfig) -> None:
     Raises:
         ConfigError: they do not; the message says what would.
     """
+    if config.planner.uncertainty_coef:
+        _check_uncertainty(config)
     if config.agent not in LATENT:
         return
     objective, planner = config.policy.objective, config.planner
@@ -41,8 +43,6 @@ def check_variant(config: RunConfig) -> None:
     if uses_plans(config) and planner.name == "mcts" and objective != "kl_to_planner":
         raise ConfigError(f"planner.name: mcts leaves visit counts, from which policy.objective=kl_to_planner can learn, not {objective}")
     _check_reanalyze(config)
-    if config.model.num_dynamics == 1 and planner.uncertainty_coef:
-        raise ConfigError("planner.uncertainty_coef: one dynamics network has no spread; use model.num_dynamics=2 or more")
     if config.model.num_dynamics > 1 and planner.name == "mcts":
         raise ConfigError("model.num_dynamics: mcts imagines with one dynamics network; use num_dynamics=1, or another planner")
     if config.value.target == "model" and config.multi_gamma.enabled and config.multi_gamma.bootstrap == "primary":
@@ -50,6 +50,15 @@ def check_variant(config: RunConfig) -> None:
             "multi_gamma.bootstrap: primary takes the bootstrap of replayed steps, which value.target=model has not; use self"
         )
     auxiliary_gammas(config.multi_gamma)
+
+
+def _check_uncertainty(config: RunConfig) -> None:
+    """Check that there are several dynamics that can disagree, and a planner that asks them all."""
+    several = "model.num_dynamics=2 or more" if config.agent in LATENT else "dynamics=ensemble"
+    if (config.model.num_dynamics == 1) if config.agent in LATENT else (config.dynamics.name != "ensemble"):
+        raise ConfigError(f"planner.uncertainty_coef: one dynamics model has no spread; use {several}, or uncertainty_coef=0")
+    if config.planner.name == "mcts":
+        raise ConfigError("planner.uncertainty_coef: mcts does not look at the spread; use uncertainty_coef=0, or another planner")
 
 
 def _check_reanalyze(config: RunConfig) -> None:

@@ -292,10 +292,11 @@ class WorldModel(nn.Module):
     @torch.no_grad()
     def update_target(self, tau: Tensor) -> None:
         """Move the slow critics, and slow auxiliary values, towards those that learn by ``tau`` []."""
-        slow, fast = (
-            [value for name in names for value in self.get_submodule(name).parameters()]
-            for names in zip(*self.slow_copies.items(), strict=True)
-        )
+        slow: list[Tensor] = []
+        fast: list[Tensor] = []
+        for copied, original in self.slow_copies.items():
+            slow += self.get_submodule(copied).parameters()
+            fast += self.get_submodule(original).parameters()
         torch._foreach_lerp_(slow, fast, [tau] * len(slow))  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()

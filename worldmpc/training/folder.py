@@ -161,7 +161,7 @@ def restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, confi
 
 
 def _changes_since(saved: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (dotted key, before, now) as :func:`_config_changes` does; keys that are younger than the saved run are as its preset has them."""
+    """Yield (dotted key, before, now) as :func:`_config_changes` does; keys younger than the saved run are as its preset has them."""
     younger = preset_values(saved["preset"], saved["agent"], saved["task"])
     return _config_changes(merge(merge(RunConfig().to_dict(), younger), saved), config.to_dict())
 
