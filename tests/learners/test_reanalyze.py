@@ -11,7 +11,7 @@ from worldmpc.data.source import ReplaySource
 from worldmpc.learners.reanalyze import Reanalyze
 from worldmpc.models.heads import split_gaussian
 from worldmpc.models.proposals import WiderProposals
-from worldmpc.models.world_model import WorldModel
+from worldmpc.planners import propose, rollout_return
 from worldmpc.types import EnvSpec, Transition
 
 T = 3
@@ -263,17 +263,29 @@ def test_reanalysis_waits_for_the_policy(skip):
     assert make().make_source(1, torch.Generator()).refresh is None
 
 
-def test_proposals_are_drawn_with_the_width_of_reanalysis():
-    """Proposals alone: the bounds of the log standard deviation, in one call of the library or step by step; values do not change."""
-    agent = make(**RENEWS, **{"reanalyze.log_std_min": -0.5, "reanalyze.log_std_max": 0.5, "planner.num_pi_trajs": 16})
-    model: WorldModel = agent.model
+@torch.no_grad()
+def test_proposals_have_their_own_width(either):
+    """The bounds of the log standard deviation, in one call of the library or step by step; values do not change."""
+    model = make().model
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn(parameter.shape))
     wider = WiderProposals(model, -0.5, 0.5)
-    z, eps = model.encode(torch.randn(2, 5)), torch.randn(3, 2, 16, 2)
-    mean, log_std = split_gaussian(model.pi(z), -0.5, 0.5)
-    assert_close(wider.propose(z, eps[0, :, 0]), (torch.tanh(mean) + eps[0, :, 0] * log_std.exp()).clamp(-1, 1))
-    assert not torch.allclose(wider.propose(z, eps[0, :, 0]), model.propose(z, eps[0, :, 0]))
-    critics = torch.tensor([1, 0])
-    assert torch.equal(wider.terminal_value(z, eps[0, :, 0], critics), model.terminal_value(z, eps[0, :, 0], critics))
+    z, eps, sampled = model.encode(torch.randn(2, 5)), torch.randn(3, 2, 16, 2), []
+    now = z[:, None].expand(-1, 16, -1)
+    for step in eps:
+        mean, log_std = split_gaussian(model.pi(now), -0.5, 0.5)
+        sampled.append((torch.tanh(mean) + step * log_std.exp()).clamp(-1, 1))
+        now = model.next(now, sampled[-1])
+    assert_close(wider.propose(z, eps[0, :, 0]), sampled[0][:, 0])
+    assert_close(propose(wider, z, eps), torch.stack(sampled), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(propose(model, z, eps), torch.stack(sampled), atol=1e-2)
+    critics, sequences = torch.tensor([1, 0]), torch.stack(sampled)[:, :, 0]
+    values = [rollout_return(one, z, sequences, 0.9, eps[0, :, 0], critics) for one in (wider, model)]
+    assert torch.equal(*values)
+
+
+def test_proposals_of_reanalysis_alone_are_wider():
+    agent = make(**RENEWS, **{"reanalyze.log_std_min": -0.5, "reanalyze.log_std_max": 0.5})
     seen = []
 
     def spy(planning, *args, **kwargs):
@@ -283,7 +295,7 @@ def test_proposals_are_drawn_with_the_width_of_reanalysis():
     plan_of, agent._plan = agent._plan, spy
     agent.replan(torch.randn(4, 5))
     agent.act(agent.init_carry(2), torch.randn(2, 5), "explore")
-    assert isinstance(seen[0], WiderProposals) and seen[0]._log_std == (-0.5, 0.5) and seen[1] is model
+    assert isinstance(seen[0], WiderProposals) and seen[0]._log_std == (-0.5, 0.5) and seen[1] is agent.model
 
 
 def test_plans_anew_are_cold_plans():

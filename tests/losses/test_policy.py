@@ -397,12 +397,12 @@ def distributions(model, count=T):
 
 def test_choices_of_the_planner_prior_maximise_their_objective():
     """E[Q] / scale + prior coefficient E[log plan] / scale + entropy coefficient * entropy; without a plan that of max_q."""
-    model, batch = Known(spread=0.5), windows(3, discrete=True)
-    coefs = COEFS._replace(prior=0.3, tau=1.0)
+    model, batch = Known(), windows(3, discrete=True)
+    coefs = COEFS._replace(prior=0.7, entropy=0.8)
     loss, metrics = evaluate("max_q+planner_prior", model, batch, coefs=coefs, discrete=True)
     (log_probs, probs), scale = distributions(model), metrics["pi_scale"].item()
     values = model.choices[PAIR].mean(0)[:T].double()
-    assert scale == pytest.approx(moved((probs * values).sum(-1)[0], tau=1.0), rel=1e-5)
+    assert scale == pytest.approx(moved((probs * values).sum(-1)[0]), rel=1e-5) and abs(scale - 1) > 0.3
     # The loss is a cross-entropy, whose slope says to what: the policy's probabilities less the best ones.
     (slope,) = torch.autograd.grad(loss, model.logits)
     weight = (RHO ** torch.arange(T))[:, None, None] * batch.mask[..., None] / (T * B)
@@ -414,7 +414,7 @@ def test_choices_of_the_planner_prior_maximise_their_objective():
         mean_over(lambda t, b: -(probs[t, b] - slope[t, b] / weight[t, b]) @ log_probs[t, b], batch), rel=1e-4
     )
     plan = plan_target(batch, True)
-    worth = (values + 0.3 * (plan.mean.double().log() * plan.known[..., None]))[real]
+    worth = (values + 0.7 * (plan.mean.double().log() * plan.known[..., None]))[real]
 
     def objective(p):
         return (p * worth).sum(-1) / scale - coefs.entropy * torch.xlogy(p, p).sum(-1)
@@ -617,6 +617,19 @@ def test_an_update_with_the_noise_it_declares(name, value, policy, spec):
     assert metrics["skipped_updates"] == 0 and metrics["pi_loss"].isfinite() and metrics["pi_grad_norm"] > 0
     assert torch.equal(agent.learner.scale, metrics["pi_scale"])
     assert all(not torch.equal(part, before[key]) for key, part in agent.model.named_parameters() if key.startswith("pi."))
+
+
+@pytest.mark.parametrize(("name", "value", "policy", "spec"), CASES, ids=CASE_IDS)
+def test_noise_is_what_is_needed(name, value, policy, spec):
+    """Critics are drawn, and their dropout, where they are asked; the last latent takes part in max_q alone."""
+    model, latents = make(name, value, policy, spec).model, T + 1 if name == "max_q" else T
+    for dropout in (0.0, 0.2):
+        specs, keep = losses.policy_noise(PolicyConfig(objective=name), model, T, B, dropout)
+        found = {key: spec.shape for key, spec in (specs | keep).items()}
+        expected = {"pi_policy": (latents, B, 3)} | ({} if name == "kl_to_planner" else {"pi_critics": (2,)})
+        if dropout and value == "q" and name != "kl_to_planner":
+            expected["pi_keep"] = (2, latents, B, 16)
+        assert found == expected and keep.keys() <= {"pi_keep"}
 
 
 @pytest.mark.parametrize("policy", ["squashed", "clipped"])

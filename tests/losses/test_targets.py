@@ -182,22 +182,23 @@ def test_targets_of_windows_with_ends_follow_their_definition(config):
         assert float(found[step, row]) == pytest.approx(defined(config, batch, values, step, row), abs=1e-5), (step, row)
 
 
+@pytest.mark.parametrize("factor", [100.0, torch.nan], ids=str)
 @pytest.mark.parametrize("config", REPLAYED.values(), ids=REPLAYED)
-def test_nothing_leaks_across_an_episodes_end(config):
-    """What lies behind is any number, not only the zeros of padding, and of another episode as well."""
+def test_nothing_leaks_across_an_episodes_end(config, factor):
+    """What lies behind is any number or none, not only the zeros of padding, and of another episode as well."""
     batch, values = random_windows()
     _, junk_values = random_windows(seed=1)
     real = batch.mask > 0
     behind = batch._replace(
-        reward=torch.where(real, batch.reward, 100 * junk_values),
+        reward=torch.where(real, batch.reward, factor * junk_values),
         terminated=torch.where(real, batch.terminated, (junk_values > 0).float()),
         truncated=torch.where(real, batch.truncated, (junk_values < -1).float()),
     )
     expected = of_values(config, batch, values)
-    assert torch.equal(of_values(config, behind, torch.where(real, values, 100 * junk_values))[real], expected[real])
+    assert torch.equal(of_values(config, behind, torch.where(real, values, factor * junk_values))[real], expected[real])
     ended = (batch.terminated + batch.truncated).sum(0) > 0  # their flags alone must stop it
     unmasked = behind._replace(mask=torch.where(ended, 1.0, batch.mask))
-    assert torch.equal(of_values(config, unmasked, torch.where(real, values, 100 * junk_values))[real], expected[real])
+    assert torch.equal(of_values(config, unmasked, torch.where(real, values, factor * junk_values))[real], expected[real])
 
 
 @pytest.mark.parametrize("config", REPLAYED.values(), ids=REPLAYED)

@@ -95,6 +95,16 @@ def test_the_first_discount_is_the_tasks():
         make_auxiliary(config, world(), 0.99 + 2e-6)
 
 
+def test_no_auxiliary_discount_twice():
+    with pytest.raises(ConfigError, match="different"):
+        make_auxiliary(MultiGammaConfig(enabled=True, gammas=("primary", 0.9, 0.9)), world(), 0.99)
+
+
+def test_an_auxiliary_discount_may_be_the_tasks_own():
+    """Lists of discounts fit tasks of any length; a value of states at the task's discount is no critic of actions."""
+    assert make_auxiliary(MultiGammaConfig(enabled=True, gammas=("primary", 0.99, 0.9)), world(), 0.99).gammas == (0.99, 0.9)
+
+
 @pytest.mark.parametrize("slow", [True, False])
 @pytest.mark.parametrize("value", ["q", "v"])
 def test_slow_heads_follow_with_the_slow_critics(value, slow):

@@ -84,7 +84,7 @@ def auxiliary_gammas(config: MultiGammaConfig, primary: float | None = None) -> 
         primary: the task's discount, which the first one must be within 1e-6; None: not known yet.
 
     Raises:
-        ConfigError: no discounts though enabled, too many, one outside (0, 1) or twice, or another first one.
+        ConfigError: no discounts though enabled, too many, one outside (0, 1), an auxiliary one twice, or another first one.
     """
     if not config.enabled:
         return ()

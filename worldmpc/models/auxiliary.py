@@ -23,7 +23,7 @@ class ValueHeads(nn.Module):
         super().__init__()
         self.num_bins = num_bins
         self.layers = nn.ModuleList(
-            nn.Linear(latent_dim, heads * num_bins) if joint else nn.Linear(latent_dim, num_bins) for _ in range(1 if joint else heads)
+            nn.utils.skip_init(nn.Linear, latent_dim, heads * num_bins if joint else num_bins) for _ in range(1 if joint else heads)
         )
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
