@@ -18,7 +18,7 @@ import torch
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.bench.measure import interleave, summary, synthetic_batch
 from worldmpc.cli.words import override_values
-from worldmpc.config import SWEEPS, RunConfig, make_config
+from worldmpc.config import SWEEPS, RunConfig, make_config, network_width
 from worldmpc.functional import parameter_table
 from worldmpc.report.overhead import SCHEMA
 from worldmpc.report.provenance import command_line, git_commit, machine_info
@@ -33,10 +33,11 @@ def main() -> None:
     """Measure all labels of all named sets and write them."""
     words = override_values(sys.argv[3:])
     variants = {label: own for each in SWEEPS.values() for label, own in each.items()}
-    configs = {label: make_config(**(override_values(own) | words)) for label, own in variants.items()}
+    learning = {"policy.skip_seed_updates": False}  # or the first updates of some would leave the policy out
+    configs = {label: make_config(**(override_values(own) | words | learning)) for label, own in variants.items()}
     first = next(iter(configs.values()))
     device = torch.device(resolve_device(first.device))
-    set_threads(first.threads or suggested_threads(512))
+    set_threads(first.threads or suggested_threads(network_width(first)))
     agents = {label: TDMPC2(config, SPEC, device) for label, config in configs.items()}
     calls: dict[str, Callable[[], Any]] = {}
     for label, agent in agents.items():

@@ -260,7 +260,8 @@ MISTAKES = [
     ("multi_gamma_gammas=[0.9]", "did you mean multi_gamma.gammas"),
     ("model.value=v", "model.value: policy.objective=max_q needs values of actions"),
     ("reanalyze.interval=10", "reanalyze.interval: policy.objective=max_q uses no stored plan"),
-    ("policy.objective=kl_to_planner", "use model.policy=clipped, or agent=bmpc"),
+    ("policy.objective=kl_to_planner", "use model.policy=clipped"),
+    ("multi_gamma.gammas=[primary,0.9]", "multi_gamma.gammas: nothing learns these discounts; add multi_gamma.enabled=true"),
     ("resume=nowhere", "resume: expected never, auto, a run folder or a checkpoint folder, got 'nowhere'"),
 ]
 
@@ -592,5 +593,8 @@ def test_named_set_trains_every_configuration(tmp_path: Path, capsys: pytest.Cap
 
 def test_named_set_is_checked_before_the_first_run(tmp_path: Path, fails: Callable[..., str]):
     assert "planner.horizon: expected at least 1" in fails("train", *TINY, "sweep=variants", "task=toy/pointmass", "planner.horizon=0")
+    assert "agent: sweep=variants sets it for each of its labels" in fails("train", *TINY, "sweep=variants", "agent=boom")
+    assert "label: sweep=variants sets it" in fails("train", *TINY, "sweep=variants", "label=mine")
+    assert "run_dir: several runs of each label" in fails("train", *TINY, "sweep=variants", "-m", "seed=1,2", f"run_dir={tmp_path}/x")
     assert "--cfg: shows the configuration of one run" in fails("train", "sweep=variants", "--cfg")
     assert not list(tmp_path.iterdir())

@@ -171,7 +171,8 @@ def test_blocks(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{head}| tdmpc2 | 3 | **800** (700..900) | 600 | 640 | `results/variants/tdmpc2.csv` |" in late
     assert f"{head}| TD-MPC2 (published, 5M, 3 seeds) | 3 | 839 (790..868) | - | - | - |" in late
     assert "| bmpc | 0.7" in late and "| 0.75 [" in late and "Aggregated over 2 tasks: dmc/cartpole-swingup, dmc/walker-walk." in late
-    assert "| boom (published) | - | no published curve of this task | - | - | - |" in early and "no published point at this step" in early
+    assert f"None at this step: TD-MPC2 (published, 5M, 3 seeds) on {CARTPOLE}, boom (published) on {CARTPOLE}" in early
+    assert "| boom (published)" not in early
     for lines in ([line for line in part.splitlines() if line.startswith("|")] for part in (late, early)):
         assert {line.count("|") for line in lines} == {9, 6}
     (page.parent / "results" / "variants" / "bmpc.csv").unlink()
@@ -202,3 +203,23 @@ def test_variants_do_not_enter_the_table_of_results(page: Path) -> None:
     from worldmpc.report.tables import results_table
 
     assert "No results" in results_table(page.parent / "results")
+
+
+def test_runs_that_have_just_begun_are_left_out(runs: list[Run], make_run: Callable[..., Run]) -> None:
+    begun = make_run([(0, 3.0)], task=CARTPOLE, label="bmpc", seed=4)
+    found = compare_variants([*runs, begun])
+    assert found.tasks == compare_variants(runs).tasks
+    assert any("left out, as it has no evaluation behind step 0 yet" in note for note in found.notes)
+
+
+def test_a_short_run_is_named(runs: list[Run], make_run: Callable[..., Run]) -> None:
+    short = make_run([(0, 3.0), (50_000, 300.0)], task=CARTPOLE, label="bmpc", seed=4)
+    found = compare_variants([*runs, short])
+    assert found.tasks[0].step == 50_000
+    assert any(note.startswith(f"{CARTPOLE}: compared at 50,000, where ") and note.endswith("others reach 100,000") for note in found.notes)
+
+
+def test_labels_are_text(make_runs: Callable[..., list[Run]]) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    print_variants(compare_variants(make_runs([1.0, 2.0, 3.0]) + make_runs([1.0, 2.0, 3.0], label="[/x]|y")), console)
+    assert "[/x]|y" in console.file.getvalue()  # type: ignore[attr-defined]

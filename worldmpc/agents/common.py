@@ -35,9 +35,10 @@ class Streams(dict[str, NoiseStream]):
         return {name: stream.state_dict() for name, stream in self.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from saved states."""
+        """Continue from saved states; a stream that the saved agent had no use for begins."""
         for name, stream in self.items():
-            stream.load_state_dict(state[name])
+            if name in state:
+                stream.load_state_dict(state[name])
 
 
 def discount_of(config: RunConfig, spec: EnvSpec) -> float:

@@ -6,16 +6,23 @@ import torch
 from torch import Tensor
 
 from worldmpc.agents.common import Streams
-from worldmpc.config import LATENT, RunConfig, uses_plans
+from worldmpc.config import LATENT, ConfigError, RunConfig, uses_plans
 from worldmpc.data.replay import Replay, make_replay
 from worldmpc.planners.sampling import PLAN_RECORDS
 from worldmpc.types import ActOutput, Carry, EnvSpec, Model, Planner, PlanResult
 
 
 def plan_replay(config: RunConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> Replay:
-    """Return a replay of windows of ``config.window`` steps, with what plans leave in it for every step."""
+    """Return a replay of windows of ``config.window`` steps, with what plans leave in it for every step.
+
+    Raises:
+        ConfigError: a policy that learns from plans, and no planning.
+    """
     extras = {name: (spec.action_dim,) * rank for name, rank in PLAN_RECORDS.items()} if config.planner.mpc else {}
     if config.agent in LATENT and uses_plans(config):
+        if not config.planner.mpc:
+            reason = f"policy.objective={config.policy.objective} learns from plans"
+            raise ConfigError(f"planner.mpc: {reason}; use planner.mpc=true, or policy.objective=max_q")
         extras["plan_elite"] = (spec.action_dim,)
     return make_replay(config, spec, num_envs, config.window, device=device, extras=extras)
 

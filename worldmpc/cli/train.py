@@ -39,19 +39,38 @@ def train(words: list[str]) -> int:
         return _train_words(words)
     if "--cfg" in words:
         raise ConfigError("--cfg: shows the configuration of one run, leave out sweep=")
-    each = [_words_of(words, label, overrides) for label, overrides in sweep_overrides(names[-1]).items()]
-    for own in each:  # mistakes are found before the first run starts
+    each = {label: _words_of(words, label, overrides) for label, overrides in sweep_overrides(names[-1]).items()}
+    _check_set(words, names[-1])
+    for own in each.values():  # mistakes are found before the first run starts
         _check_combinations(check_overrides(expand_names(_flags(own)[2]), sweep="-m" in own or "--multirun" in own))
     codes = []
-    for own in each:
-        codes.append(_train_words(own))
-        if codes[-1] == INTERRUPTED:
-            break
+    with _received() as received:
+        for label, own in each.items():
+            sys.stdout.write(f"\n{names[-1]}: {label}\n")
+            sys.stdout.flush()
+            codes.append(_train_words(own))
+            if received():  # whoever stops one configuration stops the set
+                break
+    failed = sum(code != 0 for code in codes)
+    if failed:
+        sys.stderr.write(f"worldmpc: {failed} of {len(codes)} configurations failed\n")
     return max(codes)
 
 
+def _check_set(words: Sequence[str], name: str) -> None:
+    """Refuse what would make a label stand for something else, or several runs write into one folder."""
+    own = {word.partition("=")[0] for overrides in sweep_overrides(name).values() for word in overrides} | {"label"}
+    sections = {key.partition(".")[0] for key in own if "." in key}
+    for word in words:
+        key = word.partition("=")[0]
+        if key in own | sections:
+            raise ConfigError(f"{key}: sweep={name} sets it for each of its labels; leave it out, or train without sweep=")
+        if key == "run_dir" and ("-m" in words or "--multirun" in words):
+            raise ConfigError("run_dir: several runs of each label would write into one folder; leave it out")
+
+
 def _words_of(words: Sequence[str], label: str, overrides: Sequence[str]) -> list[str]:
-    """Return the words of one configuration of a named set: what the user says comes last; each has a folder of its own."""
+    """Return the words of one configuration of a named set; each has a folder of its own."""
     own = [f"{word}/{label}" if word.startswith("run_dir=") else word for word in words if not word.startswith("sweep=")]
     return [*overrides, f"label={label}", *own]
 

@@ -58,6 +58,8 @@ def check_readers(config: RunConfig, given: Mapping[str, Any]) -> None:
         readers = READERS.get(name, READERS.get(name.partition(".")[0], (agent,)))
         if agent not in readers:
             raise ConfigError(f"{name}: agent={agent} never reads it; leave it out, or use agent={_choice(readers)}")
+    if "multi_gamma.gammas" in names and config.multi_gamma.gammas and not config.multi_gamma.enabled:
+        raise ConfigError("multi_gamma.gammas: nothing learns these discounts; add multi_gamma.enabled=true, or leave them out")
     if "ppo.gamma" in names and config.env.discount is not None:
         raise ConfigError(f"ppo.gamma: env.discount={config.env.discount:g} takes its place; leave one of them out")
 

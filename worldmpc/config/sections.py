@@ -256,7 +256,7 @@ class MultiGammaConfig:
         "self", "value of the next latent in the targets: self: a slow copy of the same head; primary: the slow critics"
     )
     loss_weight: float = key(0.5, "weight of each auxiliary loss")
-    debug_logging: bool = key(False, "snapshots at evaluations hold every step, bootstraps and bins, of more examples")
+    debug_logging: bool = key(False, "snapshots at evaluations hold every step, cross-entropies and whole distributions, of more examples")
     log_num_examples: int = key(8, "most examples of a snapshot; without debug_logging at most 4")
 
 

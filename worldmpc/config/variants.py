@@ -38,8 +38,6 @@ def check_variant(config: RunConfig) -> None:
             f"model.value: policy.objective={objective} needs values of actions, which model.value=v has not; use model.value=q, or "
             f"policy.objective={' or '.join(STATE_VALUES_SUFFICE)}"
         )
-    if uses_plans(config) and not planner.mpc:
-        raise ConfigError(f"planner.mpc: policy.objective={objective} learns from plans; use planner.mpc=true, or policy.objective=max_q")
     if uses_plans(config) and planner.name == "mcts" and objective != "kl_to_planner":
         raise ConfigError(f"planner.name: mcts leaves visit counts, from which policy.objective=kl_to_planner can learn, not {objective}")
     _check_reanalyze(config)
@@ -54,7 +52,7 @@ def check_variant(config: RunConfig) -> None:
 
 def _check_uncertainty(config: RunConfig) -> None:
     """Check that there are several dynamics that can disagree, and a planner that asks them all."""
-    several = "model.num_dynamics=2 or more" if config.agent in LATENT else "dynamics=ensemble"
+    several = "model.num_dynamics=2 or more" if config.agent in LATENT else "dynamics=ensemble with agent=pets or mbmpc"
     if (config.model.num_dynamics == 1) if config.agent in LATENT else (config.dynamics.name != "ensemble"):
         raise ConfigError(f"planner.uncertainty_coef: one dynamics model has no spread; use {several}, or uncertainty_coef=0")
     if config.planner.name == "mcts":

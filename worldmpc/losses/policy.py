@@ -67,7 +67,7 @@ def make_objective(config: PolicyConfig, discrete: bool, clipped: bool) -> Polic
     if config.objective == "kl_to_planner" and not discrete and not clipped:
         raise ConfigError(
             "model.policy: the divergence of policy.objective=kl_to_planner has a closed form between Gaussians, and a squashed one is "
-            "none; use model.policy=clipped, or agent=bmpc"
+            "none; use model.policy=clipped"
         )
     table = DISCRETE if discrete else BOX
     if config.objective not in table:
@@ -149,7 +149,9 @@ def planner_bc(
     model: WorldModel, zs: Tensor, batch: SequenceBatch, scale: Tensor, coefs: Coefficients, noise: Noise
 ) -> tuple[Tensor, Metrics]:
     """TD-M(PC)^2's BC form: the planner's log-density at the policy's action alone, divided by the scale of values."""
-    sample, _, scale = _values(model, zs[:-1], scale, coefs, noise)
+    sample = model.policy(zs[:-1], noise["pi_policy"])
+    with torch.no_grad():
+        _, scale = _valued(model, zs[:-1], sample, scale, coefs, noise)
     plan, weight = plan_target(batch, model.discrete), time_weights(coefs.rho, batch.mask)
     log_prior = _log_prior(sample.action, plan.mean, plan.std.clamp(min=coefs.min_std)).clamp(LEAST_LOG_PROB, 0.0)
     loss = -log_prior / scale * plan.known * weight
@@ -158,8 +160,8 @@ def planner_bc(
 
 def awac(model: WorldModel, zs: Tensor, batch: SequenceBatch, scale: Tensor, coefs: Coefficients, noise: Noise) -> tuple[Tensor, Metrics]:
     """Likelihood of the action that was taken, weighted by exp(advantage / temperature), clipped (Nair et al. 2020)."""
-    sample, values, scale = _values(model, zs[:-1], scale, coefs, noise)
     with torch.no_grad():
+        sample, values, scale = _values(model, zs[:-1], scale, coefs, noise)
         taken = model.q_values(zs[:-1], batch.action, noise["pi_critics"]).mean(0)
         share = torch.exp((taken - values) / scale / coefs.awac_temperature).clamp(*AWAC_WEIGHTS)
     loss = -share * model.policy_log_prob(zs[:-1], batch.action) * time_weights(coefs.rho, batch.mask)
@@ -301,12 +303,19 @@ def _values(
 ) -> tuple[PolicySample, Tensor, Tensor]:
     """Sample actions, and return them with the mean or minimum of two critics there [T, B], and their new running range []."""
     sample = model.policy(zs, noise["pi_policy"])
+    return sample, *_valued(model, zs, sample, scale, coefs, noise, reduce)
+
+
+def _valued(
+    model: WorldModel, zs: Tensor, sample: PolicySample, scale: Tensor, coefs: Coefficients, noise: Noise, reduce: str = "mean"
+) -> tuple[Tensor, Tensor]:
+    """Return the values of sampled actions, or of states, and their new running range."""
     if model.state_values:
-        found = model.v_values(zs, noise["pi_critics"]).detach()
+        found = model.v_values(zs, noise["pi_critics"])
     else:
         found = model.q_values(zs, sample.action, noise["pi_critics"], noise.get("pi_keep"), frozen=True)
     values = found.amin(0) if reduce == "min" else found.mean(0)
-    return sample, values, update_scale(scale, values[0].detach(), coefs.tau)
+    return values, update_scale(scale, values[0].detach(), coefs.tau)
 
 
 def _log_prior(action: Tensor, mean: Tensor, std: Tensor) -> Tensor:

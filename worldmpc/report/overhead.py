@@ -22,6 +22,8 @@ def overhead_table(words: str) -> str:
         RunError: not one file, or one that is no such record.
     """
     file = Path(words)
+    if not file.exists():
+        return f"Not measured yet: no `{file.as_posix()}`."
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["schema"] != SCHEMA:

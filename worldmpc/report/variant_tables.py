@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from worldmpc.report.compare import MIN_SEEDS
 from worldmpc.report.reference import DEFAULT_ALGORITHM
@@ -65,7 +66,9 @@ def _task_table(task: TaskComparison) -> Table:
     for name in ("seeds", "return", "min..max", "area under curve", "prior alone"):
         table.add_column(name, justify="right")
     for row in task.variants:
-        table.add_row(row.label, str(len(row.seeds)), *map(str, (_round(row.mean), _span(row), _round(row.area), _round(row.prior_mean))))
+        table.add_row(
+            Text(row.label), str(len(row.seeds)), *map(str, (_round(row.mean), _span(row), _round(row.area), _round(row.prior_mean)))
+        )
     for row in task.published:
         if row.point:
             table.add_row(row.name, str(row.point.num_seeds or "-"), _round(row.point.mean), _band(row), "-", "-", style="dim")
@@ -78,7 +81,7 @@ def _aggregate_table(comparison: VariantComparison) -> Table:
     for name in _aggregate_header(comparison):
         table.add_column(name, justify="right")
     for row in comparison.aggregate:
-        table.add_row(row.label, *_aggregate_cells(row))
+        table.add_row(Text(row.label), *_aggregate_cells(row))
     return table
 
 
@@ -88,17 +91,27 @@ def _tasks_markdown(tasks: Sequence[TaskComparison]) -> str:
     for task in tasks:
         for row in task.variants:
             seeds = f"{len(row.seeds)}{' (*)' * (len(row.seeds) < MIN_SEEDS)}"
-            cells = [row.label, seeds, f"**{_round(row.mean)}** ({_span(row)})", _round(row.area), _round(row.prior_mean)]
+            cells = [
+                row.label.replace("|", "\\|"),
+                seeds,
+                f"**{_round(row.mean)}** ({_span(row)})",
+                _round(row.area),
+                _round(row.prior_mean),
+            ]
             lines.append("| " + " | ".join([task.task, f"{task.step:,}", *cells, ", ".join(f"`{one}`" for one in row.sources)]) + " |")
         for row in task.published:
             point = row.point
-            cells = [str(point.num_seeds or "-"), f"{_round(point.mean)} ({_band(row)})"] if point else ["-", row.reason]
+            if point is None:
+                continue
+            cells = [str(point.num_seeds or "-"), f"{_round(point.mean)} ({_band(row)})"]
             lines.append("| " + " | ".join([task.task, f"{task.step:,}", row.name, *cells, "-", "-", "-"]) + " |")
     text = (
         "Episode return of planning, for all runs of a task at the same simulator step: mean over seeds, lowest and highest seed. "
         "Area under the curve: mean of the returns at all steps in common up to there, without step 0. "
         "Published points are never interpolated."
     )
+    if missing := list(dict.fromkeys(f"{row.name} on {task.task}" for task in tasks for row in task.published if row.point is None)):
+        text += f" None at {'this step' if len({task.step for task in tasks}) == 1 else 'these steps'}: {', '.join(missing)}."
     if any(len(row.seeds) < MIN_SEEDS for task in tasks for row in task.variants):
         text += f" (*) fewer than {MIN_SEEDS} seeds: an observation, not yet evidence."
     return "\n".join([*lines, "", text])

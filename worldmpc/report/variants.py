@@ -119,13 +119,16 @@ def compare_variants(
         RunError: no run of the baseline, a task without a step (or without this step) at which all of its runs were evaluated.
         ValueError: unknown algorithm.
     """
+    begun = [run for run in runs if not any(row.env_steps > 0 for row in run.evals)]
+    runs = [run for run in runs if run not in begun]
     labels = sorted({run.label for run in runs}, key=lambda label: (label != baseline, label))
     if baseline not in labels:
         raise RunError(f"baseline: no runs of '{baseline}'; there are {', '.join(labels) or 'none at all'}")
     groups, notes = _group(runs, labels)
+    notes += [f"{run.source}: left out, as it has no evaluation behind step 0 yet" for run in begun]
     tasks = tuple(_compare_task(task, found, algorithms, at) for task, found in groups.items())
     used, why = _aggregate_tasks(groups, labels)
-    notes += why
+    notes += [*why, *(note for task in tasks for note in _short(task, groups[task.task]))] if at is None else why
     kept = [task for task in tasks if task.task in used]
     if len({task.step for task in kept}) > 1:
         notes.append(f"the aggregate takes tasks at different steps: {', '.join(f'{task.task} at {task.step:,}' for task in kept)}")
@@ -181,6 +184,15 @@ def _compare_task(task: str, groups: Mapping[str, Sequence[Run]], algorithms: Se
     steps = tuple(one for one in common if one <= step)
     variants = tuple(_variant(label, group, steps) for label, group in groups.items())
     return TaskComparison(task, step, steps, variants, tuple(_published(task, algorithm, step) for algorithm in algorithms))
+
+
+def _short(task: TaskComparison, groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Say which runs end first, where others go on behind the step of the comparison."""
+    ends = {run.source: max(row.env_steps for row in run.evals) for group in groups.values() for run in group}
+    if max(ends.values()) == task.step:
+        return []
+    first = ", ".join(str(source) for source, end in ends.items() if end == min(ends.values()))
+    return [f"{task.task}: compared at {task.step:,}, where {first} ends; others reach {max(ends.values()):,}"]
 
 
 def _variant(label: str, runs: Sequence[Run], steps: Sequence[int]) -> Variant:

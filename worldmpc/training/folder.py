@@ -42,6 +42,10 @@ FIXED = (
     "sac.hidden",
     "td3.hidden",
     "replay.capacity",
+    "multi_gamma.enabled",
+    "multi_gamma.gammas",
+    "multi_gamma.head",
+    "multi_gamma.bootstrap",
 )
 """Keys and groups that no resumed run may change, because its past would no longer mean the same, or its parameters not fit."""
 
@@ -138,8 +142,12 @@ def restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, confi
         logger.truncate(-1)
         return None
     tree, meta = load_checkpoint(checkpoint)
+    changes = list(_changes_since(meta["config"], config))
+    for name, before, now in changes:
+        if _fixed(name) and not name.startswith("model."):  # of whose widths the tensors say more
+            raise ConfigError(f"resume: {checkpoint} was made with {name}={before}, which cannot become {now}; begin a new run")
     check_same_architecture(state.agent.model.state_dict(), tree["agent"]["model"])
-    for name, before, now in _changes_since(meta["config"], config):
+    for name, before, now in changes:
         if _fixed(name):
             raise ConfigError(f"resume: {checkpoint} was made with {name}={before}, which cannot become {now}; begin a new run")
         logger.message(f"resume: {name} was {before!r}, is now {now!r}")

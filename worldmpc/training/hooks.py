@@ -120,11 +120,15 @@ class SnapshotHook:
         self.logger, self.every, self.snapshot = logger, Every(every), objectives
 
     def __call__(self, state: TrainState, metrics: Metrics) -> None:
-        """Log where due, once there is something to look at."""
+        """Log where due."""
+        if self.every.due(state.env_steps, state.envs.num_envs * state.envs.spec.action_repeat):
+            self.log(state)
+
+    def log(self, state: TrainState) -> None:
+        """Log now, if there is something to look at."""
         source = state.source
         assert isinstance(source, ReplaySource)
-        due = self.every.due(state.env_steps, state.envs.num_envs * state.envs.spec.action_repeat)
-        if not due or not source.replay.num_windows():
+        if not source.replay.num_windows():
             return
         agent: Any = state.agent
         stream = NoiseStream(agent.config.seed, "snapshot", state.decisions, device=agent.device)

@@ -167,9 +167,9 @@ class _Run:
             state.stop = self.evaluation.reached(state)
         store = CheckpointStore(self.folder / "checkpoints", keep=config.checkpoint.keep)
         self.saving = CheckpointHook(store, self.evaluation, self.throughput, config.checkpoint.every, config.checkpoint.replay, meta)
-        snapshots = [SnapshotHook(self.logger, config.eval_freq, state.agent.snapshot)] if _has_auxiliary(state.agent) else []  # type: ignore[attr-defined]
+        self.snapshots = [SnapshotHook(self.logger, config.eval_freq, state.agent.snapshot)] if _has_auxiliary(state.agent) else []  # type: ignore[attr-defined]
         logging = LogHook(self.logger, self.throughput, config.log.every)
-        self.hooks = (logging, *snapshots, self.evaluation, self.saving, *self._extra_hooks)
+        self.hooks = (logging, *self.snapshots, self.evaluation, self.saving, *self._extra_hooks)
         _introduce(self.logger, state, config, self.total, self.folder, self.checkpoint)
 
     def begin(self) -> None:
@@ -193,6 +193,8 @@ class _Run:
         state, evaluation = self.state, self.evaluation
         finished = (state.decisions >= self.total or evaluation.reached(state)) and state.settled
         if finished and evaluation.evaluated_at != state.decisions:
+            for snapshot in self.snapshots:
+                snapshot.log(state)
             evaluation.run(state)
             finished = state.settled
         self.saving.save(state, best=evaluation.improved)
