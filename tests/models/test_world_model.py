@@ -193,3 +193,19 @@ def test_imagining_follows_a_changed_step():
     hooked = WorldModel(ModelConfig(size="cpu"), 5, 2)
     hooked.dynamics.register_forward_pre_hook(lambda module, args: (args[0], -args[1]))
     assert_close(hooked.imagine(z, actions), expected)
+
+
+class Drift(nn.Module):
+    """Dynamics of one's own."""
+
+    def forward(self, z: Tensor, action: Tensor) -> Tensor:
+        return z + action.mean(-1, keepdim=True)
+
+
+def test_dynamics_of_ones_own_take_the_place_of_the_network():
+    model = WorldModel(ModelConfig(size="cpu"), 5, 2)
+    model.dynamics = Drift()
+    z, actions = torch.rand(4, model.latent_dim), torch.ones(3, 4, 2)
+    for latents in (model.rollout(z, actions).z, model.imagine(z, actions)):
+        assert_close(latents[-1], z + 3)
+    assert_close(model.step(z, actions[0]).z, z + 1)

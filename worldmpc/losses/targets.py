@@ -22,14 +22,14 @@ def target_noise(config: ValueConfig, model: WorldModel, length: int, batch_size
 
 @torch.no_grad()
 def value_targets(
-    config: ValueConfig, model: WorldModel, z: Tensor, next_z: Tensor, batch: SequenceBatch, discount: float, noise: Noise
+    config: ValueConfig, model: WorldModel, z: Tensor | None, next_z: Tensor, batch: SequenceBatch, discount: float, noise: Noise
 ) -> tuple[Tensor, Tensor | None]:
     """Return the targets of the critics, and the slow critics' values of the next latents, if the targets are made of them.
 
     Args:
         config: which targets.
         model: its slow critics are read, of ``model`` targets its policy, dynamics, reward and termination as well.
-        z: encodings of the observations acted on [T, B, Z].
+        z: encodings of the observations acted on [T, B, Z]; ``model`` targets alone need them.
         next_z: encodings of those that followed [T, B, Z].
         batch: windows.
         discount: per decision.
@@ -40,6 +40,7 @@ def value_targets(
     """
     critics = noise["td_critics"]
     if config.target == "model":
+        assert z is not None
         return _imagined_target(config, model, z, next_z, batch, discount, noise["td_policy"], critics), None
     values = slow_value(model, next_z, noise.get("td_policy"), critics, config.bootstrap)
     if config.target == "td":
@@ -76,11 +77,11 @@ def n_step_target(batch: SequenceBatch, values: Tensor, discount: float, n: int)
 
     The actions are those that were taken: the sum is not corrected for what the policy would do now (Sutton & Barto 2018, section 7.1).
     """
-    target = td_target(batch, values, discount)
-    one = target
+    going_on, one = _goes_on(batch), td_target(batch, values, discount)
+    target = one
     for _ in range(n - 1):  # after k rounds: k + 1 steps; the last entry of the window always keeps what it has
         longer = batch.reward[:-1] + discount * (1 - batch.terminated[:-1]) * target[1:]
-        target = torch.cat((torch.where(_goes_on(batch), longer, one[:-1]), one[-1:]))
+        target = torch.cat((torch.where(going_on, longer, one[:-1]), one[-1:]))
     return target
 
 

@@ -45,8 +45,9 @@ def roll(model: WorldModel, batch: SequenceBatch, discount: float, rho: float, n
     with torch.no_grad():
         next_z = model.encode(batch.obs[1:])
     first = model.encode(batch.obs[0])
-    z = torch.cat((first.detach()[None], next_z[:-1]))
-    target, bootstrap = value_targets(value or ValueConfig(), model, z, next_z, batch, discount, noise)
+    value = value or ValueConfig()
+    z = torch.cat((first.detach()[None], next_z[:-1])) if value.target == "model" else None
+    target, bootstrap = value_targets(value, model, z, next_z, batch, discount, noise)
     return Rollout(model.imagine(first, batch.action), next_z, target, time_weights(rho, batch.mask), bootstrap)
 
 

@@ -20,7 +20,6 @@ class WiderProposals:
 
     def __init__(self, model: WorldModel, low: float, high: float) -> None:
         self._model, self._log_std = model, (low, high)
-
         self.encode, self.step, self.terminal_value = model.encode, model.step, model.terminal_value
 
     def __getattr__(self, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,9 +148,9 @@ class WorldModel(nn.Module):
         reward = self.two_hot.decode(self.reward(latents[:-1], actions))
         return ModelStep(latents, reward, self.cont(latents[1:]))
 
-    def _networks(self) -> Sequence[MLP]:
-        """Return the dynamics networks."""
-        return [self.dynamics] if isinstance(self.dynamics, MLP) else list(self.dynamics)  # type: ignore[call-overload]
+    def _networks(self) -> Sequence[Any]:
+        """Return the dynamics networks; whoever puts another module in the place of the one has one."""
+        return list(self.dynamics) if isinstance(self.dynamics, nn.ModuleList) else [self.dynamics]
 
     @staticmethod
     def _follow(dynamics: Callable[[Tensor, Tensor], Tensor], z: Tensor, actions: Tensor) -> list[Tensor]:
