@@ -47,16 +47,30 @@ class GroupOptimizer:
         config: learning rate, clip and schedule.
         eps: Adam's denominator constant.
         total_updates: length of the cosine schedule.
+        apart: prefixes of those among them that :meth:`forget` is for.
     """
 
     def __init__(
-        self, module: nn.Module, prefixes: Mapping[str, float], config: OptimConfig, *, eps: float = 1e-8, total_updates: int = 1
+        self,
+        module: nn.Module,
+        prefixes: Mapping[str, float],
+        config: OptimConfig,
+        *,
+        eps: float = 1e-8,
+        total_updates: int = 1,
+        apart: Sequence[str] = (),
     ) -> None:
         self.config, self.total_updates, self.eps = config, total_updates, eps
-        # One group per learning rate.
-        self.scales = list(dict.fromkeys(prefixes.values()))
-        prefixes_of = [tuple(prefix for prefix, own in prefixes.items() if own == scale) for scale in self.scales]
-        named = [[(name, value) for name, value in module.named_parameters() if name.startswith(group)] for group in prefixes_of]
+        # One group per learning rate, and one for those of it that are apart.
+        groups: dict[tuple[float, bool], list[tuple[str, Tensor]]] = {
+            (rate, own): [] for rate in prefixes.values() for own in (False, True)
+        }
+        for name, value in module.named_parameters():
+            rate = next((rate for prefix, rate in prefixes.items() if name.startswith(prefix)), None)
+            if rate is not None:
+                groups[rate, name.startswith(tuple(apart))].append((name, value))
+        groups = {key: group for key, group in groups.items() if group}
+        self.scales, self._apart, named = [rate for rate, _ in groups], [own for _, own in groups], groups.values()
         self.names = [name for group in named for name, _ in group]
         places = [name.rpartition(".") for name in self.names]
         self._owners = [(module.get_submodule(owner), leaf) for owner, _, leaf in places]
@@ -163,12 +177,11 @@ class GroupOptimizer:
         return norm, skip
 
     @torch.no_grad()
-    def forget(self, prefixes: Sequence[str]) -> None:
-        """Set Adam's moments to 0 for parameters whose names start with one of the prefixes."""
-        for flats in (self.exp_avgs, self.exp_avg_sqs):
-            for name, value in zip(self.names, self.split(flats), strict=True):
-                if name.startswith(tuple(prefixes)):
-                    value.zero_()
+    def forget(self) -> None:
+        """Begin anew with the parameters that are apart: their moments and steps are 0."""
+        for apart, *state in zip(self._apart, self.exp_avgs, self.exp_avg_sqs, self.steps, strict=True):
+            if apart:
+                torch._foreach_zero_(state)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return Adam's moments and step counts by parameter name."""

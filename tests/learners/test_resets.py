@@ -1,5 +1,7 @@
 """Fresh last layers of policy and critics: exactly these, the same for each seed and update, and Adam forgets them."""
 
+import copy
+
 import pytest
 import torch
 
@@ -48,9 +50,9 @@ def test_exactly_the_last_layers_of_policy_and_critics_change(value, discrete):
     """Slow critics too; none of their parameters becomes another tensor."""
     model = disturb(world(value, discrete))
     before = {name: (parameter, parameter.clone()) for name, parameter in model.named_parameters()}
-    prefixes = model.reset_last_layers(5)
+    model.reset_last_layers(5)
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name][1])}
-    assert changed == LAST[value] == {name for name in before if name.startswith(prefixes)}
+    assert changed == LAST[value] == {name for name in before if name.startswith(model.last_layers)}
     assert all(parameter is before[name][0] for name, parameter in model.named_parameters())
 
 
@@ -82,34 +84,52 @@ def test_fresh_layers_depend_on_seed_and_update_alone():
 
 
 def test_adam_forgets_exactly_these_parameters():
-    """Its moments; steps are counted on."""
-    agent = make()
+    agent = make(**{"train.reset_every": 100})
     for seed in range(2):
         agent.update(windows(seed))
-    names = agent.model.reset_last_layers(2)
     for optimizer in (agent.learner.model_optimizer, agent.learner.policy_optimizer):
         before = {name: value.clone() for name, value in optimizer.state_dict().items()}
-        optimizer.forget(names)
+        optimizer.forget()
         after = optimizer.state_dict()
         for name, value in before.items():
-            part, _, parameter = name.partition(".")
-            if part != "step" and parameter in LAST["q"]:
+            if name.partition(".")[2] in LAST["q"]:
                 assert (value != 0).any() and (after[name] == 0).all(), name
             else:
                 assert torch.equal(after[name], value), name
 
 
+def test_a_fresh_layer_begins_with_steps_of_the_learning_rate():
+    """As Adam's first step is; with the count of steps going on, the first one after 50 would be about 6 times as long."""
+    agent = make(**{"train.reset_every": 50, "optim.lr": 1e-3})
+    for seed in range(51):
+        agent.update(windows(seed % 5))
+    fresh = copy.deepcopy(agent.model)
+    fresh.reset_last_layers(50)
+    for name in ("pi.2.bias", "q.layers.2.bias"):
+        moved = agent.model.get_parameter(name) - fresh.get_parameter(name)
+        assert moved.abs().max().item() == pytest.approx(1e-3, rel=0.02), name
+
+
+def test_parameters_apart_learn_as_they_would_with_the_others():
+    agents = [make(**{"train.reset_every": 100}), make()]
+    for index in range(3):
+        for agent in agents:
+            agent.update(windows(index))
+    one, other = (dict(leaves(agent.state_dict())) for agent in agents)
+    assert one.keys() == other.keys()
+    assert all(torch.allclose(one[name], other[name], rtol=1e-4, atol=1e-6) for name in one)
+
+
 def test_resets_come_every_so_many_updates():
     """Not before the first one; the counter goes on from a checkpoint."""
     agent, seen = make(**{"train.reset_every": 3}), []
-    draw = agent.learner.reset
-    agent.learner.reset = lambda update: seen.append(update) or draw(update)
+    agent.learner.reset = seen.append
     for seed in range(7):
         agent.update(windows(seed))
     assert seen == [3, 6]
     resumed = make(**{"train.reset_every": 3})
     resumed.load_state_dict(agent.state_dict())
-    resumed.learner.reset = lambda update: seen.append(update) or ()
+    resumed.learner.reset = seen.append
     for seed in range(3):
         resumed.update(windows(seed))
     assert seen == [3, 6, 9]
@@ -117,12 +137,12 @@ def test_resets_come_every_so_many_updates():
 
 def test_an_update_learns_from_the_fresh_layers():
     """It is what a reset by hand and then an update without resets would be."""
-    agents = [make(**{"train.reset_every": 2}), make()]
+    agents = [make(**{"train.reset_every": 2}), make(**{"train.reset_every": 100})]
     for index in range(3):
         if index == 2:
-            names = agents[1].model.reset_last_layers(2)
-            agents[1].learner.model_optimizer.forget(names)
-            agents[1].learner.policy_optimizer.forget(names)
+            agents[1].model.reset_last_layers(2)
+            agents[1].learner.model_optimizer.forget()
+            agents[1].learner.policy_optimizer.forget()
         for agent in agents:
             agent.update(windows(index))
     one, other = (dict(leaves(agent.state_dict())) for agent in agents)
@@ -135,11 +155,12 @@ def test_an_update_learns_from_the_fresh_layers():
 
 def test_stacked_seeds_are_reset_each_by_its_own_numbers():
     """Parameters stay views of the stack's, and every seed gets what it would get alone."""
-    agents, alone = [make(seed) for seed in (1, 2)], [make(seed) for seed in (1, 2)]
+    resets = {"train.reset_every": 100}
+    agents, alone = [make(seed, **resets) for seed in (1, 2)], [make(seed, **resets) for seed in (1, 2)]
     stack = Stack(agents)
     for _ in range(2):  # what lies before layers of 0 learns nothing at first
         stack.update([windows(0), windows(1)])
-    names = stack.learner.reset(4)
+    stack.learner.reset(4)
     for index, (agent, other) in enumerate(zip(agents, alone, strict=True)):
         other.model.reset_last_layers(4)
         for name in LAST["q"]:
@@ -147,7 +168,7 @@ def test_stacked_seeds_are_reset_each_by_its_own_numbers():
             assert torch.equal(own, other.model.get_parameter(name)), name
             assert torch.equal(stack._params[f"model.{name}"][index], own), name
     assert not torch.equal(agents[0].model.pi[-1].weight, agents[1].model.pi[-1].weight)
-    stack.learner.model_optimizer.forget(names)
+    stack.learner.model_optimizer.forget()
     optimizer = stack.learner.model_optimizer
     for name, moment in zip(optimizer.names, optimizer.split(optimizer.exp_avgs), strict=True):
         assert moment.shape[0] == 2 and (moment == 0).all() == (name in LAST["q"]), name

@@ -60,8 +60,9 @@ class Stack:
                 for name, value in values.items():
                     value.lerp_(self._params[f"model.{copies[copy]}.{name}"].detach(), tau.view(-1, *[1] * (value.dim() - 1)))
 
-        def reset(update: int) -> Sequence[str]:
-            return [agent.model.reset_last_layers(update) for agent in agents][0]
+        def reset(update: int) -> None:
+            for agent in agents:
+                agent.model.reset_last_layers(update)
 
         compiled = first.config.compile
         self.learner = Learner(

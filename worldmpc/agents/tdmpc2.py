@@ -59,12 +59,13 @@ class TDMPC2:
         self.terms, self.weights, self.noise_specs = objectives.terms, objectives.weights, objectives.noise_specs
         self.model_loss, self.policy_loss, self.snapshot = objectives.model_loss, objectives.policy_loss, objectives.snapshot
         seed_updates = int(seed_decisions(config, spec.episode_length) * config.train.utd) if config.policy.skip_seed_updates else 0
+        apart = self.model.last_layers if config.train.reset_every else ()
         self.learner = Learner(
             config,
             maybe_compile(self.model_loss, config.compile),
             maybe_compile(self.policy_loss, config.compile),
-            GroupOptimizer(self.model, objectives.groups, config.optim, total_updates=total_updates),
-            GroupOptimizer(self.model, {"pi.": 1.0}, config.optim, eps=1e-5, total_updates=total_updates),
+            GroupOptimizer(self.model, objectives.groups, config.optim, total_updates=total_updates, apart=apart),
+            GroupOptimizer(self.model, {"pi.": 1.0}, config.optim, eps=1e-5, total_updates=total_updates, apart=apart),
             self.model.update_target,
             torch.ones((), device=self.device),
             policy_from=seed_updates,

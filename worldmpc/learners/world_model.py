@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Learner:
         update_target: moves the slow critics by a rate [*N].
         scale: running range of values [*N].
         policy_from: updates of the world model alone before the policy learns as well.
-        reset: draws the last layers of policy and critics anew in the update of the given number, and returns their names' prefixes.
+        reset: draws anew, in the update of the given number, what the optimizers hold apart.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Learner:
         scale: Tensor,
         *,
         policy_from: int = 0,
-        reset: Callable[[int], Sequence[str]],
+        reset: Callable[[int], None],
     ) -> None:
         self.config = config
         self.model_loss, self.policy_loss, self.update_target = model_loss, policy_loss, update_target
@@ -67,9 +67,9 @@ class Learner:
         self.policy_optimizer.schedule(self.updates)
         every = self.config.train.reset_every
         if every is not None and self.updates and self.updates % every == 0:
-            names = self.reset(self.updates)
-            self.model_optimizer.forget(names)
-            self.policy_optimizer.forget(names)
+            self.reset(self.updates)
+            self.model_optimizer.forget()
+            self.policy_optimizer.forget()
         metrics = self._steps[self.updates >= self.policy_from](batch, noise)
         self.updates += 1
         return metrics

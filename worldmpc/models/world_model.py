@@ -300,21 +300,23 @@ class WorldModel(nn.Module):
             fast += self.get_submodule(original).parameters()
         torch._foreach_lerp_(slow, fast, [tau] * len(slow))  # pyright: ignore[reportPrivateImportUsage]
 
+    @property
+    def last_layers(self) -> tuple[str, ...]:
+        """Prefixes of the parameters of the last layers: the policy's, the critics' and the slow critics'."""
+        critics, last = ("v", "target_v") if self.state_values else ("q", "target_q"), len(self.critics.layers) - 1
+        return (f"pi.{len(self.pi) - 1}.", *(f"{name}.layers.{last}." for name in critics))
+
     @torch.no_grad()
-    def reset_last_layers(self, update: int) -> tuple[str, ...]:
-        """Make the last layers of policy and critics those of a new model, drawn for this update; return their names' prefixes."""
+    def reset_last_layers(self, update: int) -> None:
+        """Make the last layers of policy and critics those of a new model, drawn for this update."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "reset", update))
-        names = [
-            f"{name}.layers.{len(self.critics.layers) - 1}." for name in (("v", "target_v") if self.state_values else ("q", "target_q"))
-        ]
-        names.append(f"pi.{len(self.pi) - 1}.")
-        fresh = copy.deepcopy(self.pi[-1]).cpu()
+        policy, *critics = self.last_layers
+        fresh = copy.deepcopy(self.get_submodule(policy[:-1])).cpu()
         init_weights(fresh, generator)
-        self.pi[-1].load_state_dict(fresh.state_dict())
-        for name in names[:-1]:
+        self.get_submodule(policy[:-1]).load_state_dict(fresh.state_dict())
+        for name in critics:
             for parameter in self.get_submodule(name[:-1]).parameters():
                 parameter.zero_()
-        return tuple(names)
 
 
 _KINDS = (MLP, MLP, MLP, EnsembleMLP, MLP, TwoHot)
