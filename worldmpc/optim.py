@@ -181,7 +181,7 @@ class GroupOptimizer:
         """Begin anew with the parameters that are apart: their moments and steps are 0."""
         for apart, *state in zip(self._apart, self.exp_avgs, self.exp_avg_sqs, self.steps, strict=True):
             if apart:
-                torch._foreach_zero_(state)
+                torch._foreach_zero_(state)  # pyright: ignore[reportPrivateImportUsage]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return Adam's moments and step counts by parameter name."""

@@ -121,8 +121,8 @@ def test_one_seed_found_twice_counts_once(make_run: MakeRun) -> None:
 
 
 def test_different_overrides_are_flagged(make_run: MakeRun) -> None:
-    configs = [{"seed": 1, "planner": {"horizon": 3}}, {"seed": 2, "planner": {"horizon": 5}}, {"seed": 3, "planner": {"horizon": 3}}]
-    runs = [replace(run, config=config) for run, config in zip(seeds(make_run, [850.0] * 3), configs, strict=True)]
+    overrides = [{}, {"planner.horizon": 5}, None]
+    runs = [replace(run, overrides=own) for run, own in zip(seeds(make_run, [850.0] * 3), overrides, strict=True)]
     assert one(runs).notes == ("the runs differ in planner.horizon",)
 
 

@@ -80,7 +80,7 @@ def test_results_round_trip(make_folder: Callable[..., Path], tmp_path: Path) ->
     back = load_results(path)
     expected = sorted(runs, key=lambda run: run.seed)
     assert [repr(run.evals) for run in back] == [repr(run.evals) for run in expected]
-    blank = {"source": path, "config": None}
+    blank = {"source": path}
     assert [repr(replace(run, **blank)) for run in back] == [repr(replace(run, **blank)) for run in expected]
     with pytest.raises(RunError, match="two runs of dmc/cartpole-swingup, tdmpc2, preset cpu, planner mppi, seed 1"):
         export_results([expected[0], expected[0]], path)

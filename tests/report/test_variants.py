@@ -115,8 +115,11 @@ def test_notes(runs: list[Run], make_runs: Callable[..., list[Run]]) -> None:
     assert f"bmpc: mixes presets: cpu ({CARTPOLE}, {WALKER}), debug ({CARTPOLE}), default ({CARTPOLE}, {WALKER})" in notes
     assert any(note.startswith(f"{CARTPOLE}, bmpc: seed 1 was found twice") for note in notes)
     assert f"{CARTPOLE}, boom: 1 seed; evidence needs at least 3" in notes
-    configs = [replace(run, config={"loss": {"rho": 0.5 if run.seed == 1 else 0.6}}) for run in runs]
-    assert f"{WALKER}, tdmpc2: the runs differ in loss.rho" in compare_variants(configs, replications=2).notes
+    changed = [replace(run, overrides={"loss.rho": 0.6} if run.seed == 1 else {}) for run in runs]
+    assert f"{WALKER}, tdmpc2: the runs differ in loss.rho" in compare_variants(changed, replications=2).notes
+    changed = [replace(run, overrides={"loss.rho": 0.6} if run.task == WALKER else {}) for run in runs]
+    notes = compare_variants(changed, replications=2).notes
+    assert "tdmpc2: tasks differ in loss.rho" in notes and not any("the runs differ" in note for note in notes)
 
 
 def test_nan_is_shown_as_missing(make_runs: Callable[..., list[Run]]) -> None:

@@ -16,12 +16,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from worldmpc.report.overrides import different
 from worldmpc.report.reference import DEFAULT_ALGORITHM, Curve, Point, reference_curve
 from worldmpc.report.runs import Evaluation, Kind, Run
 
 MIN_SEEDS = 3
-_NOT_SCIENCE = ("seed", "run_dir", "resume", "steps", "device", "threads", "log.", "checkpoint.", "eval.video", "replay.storage_device")
-"""Configuration keys in which runs of one group may differ."""
 
 
 @dataclass(frozen=True)
@@ -212,17 +211,8 @@ def _step_notes(runs: Sequence[Run], rows: Sequence[Evaluation | None], step: in
 
 def config_notes(runs: Sequence[Run]) -> list[str]:
     """Return a note on keys in which runs differ: overrides of one preset, whose mean would be of different things."""
-    flat = [_flatten(run.config) for run in runs if run.config is not None]
-    names = sorted({name for config in flat for name in config if not name.startswith(_NOT_SCIENCE)})
-    different = [name for name in names if len({json.dumps(config.get(name)) for config in flat}) > 1]
-    return [f"the runs differ in {', '.join(different)}"] if different else []
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
+    names = different([run.overrides for run in runs])
+    return [f"the runs differ in {', '.join(names)}"] if names else []
 
 
 def _grid(curve: Curve) -> str:

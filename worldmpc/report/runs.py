@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from worldmpc.config import AGENTS, PlannerConfig, merge
+from worldmpc.report.overrides import overrides_of
 from worldmpc.report.provenance import machine_line
 
 REQUIRED = ("task", "seed", "env_steps", "return_mean")
@@ -49,6 +50,7 @@ class Evaluation:
 
 EVAL_COLUMNS = tuple(item.name for item in fields(Evaluation))
 RESULT_COLUMNS = ("task", "agent", "preset", "planner", "label", "seed", *EVAL_COLUMNS)
+_RECORDED = ("command", "commit", "machine", "action_repeat", "overrides")
 _INTEGERS = {"decisions", "env_steps", "updates", "episodes"}
 
 
@@ -94,8 +96,8 @@ class Run:
     commit: str | None = None
     command: str | None = None
     machine: str | None = None
-    config: Mapping[str, Any] | None = None
-    """Whole configuration; ``None`` for runs read from a result file."""
+    overrides: Mapping[str, Any] | None = None
+    """Dotted keys in which it differs from its preset, see :mod:`worldmpc.report.overrides`; ``None`` where a file does not say."""
     notes: tuple[str, ...] = field(default=())
     """What was tolerated while reading."""
 
@@ -155,7 +157,7 @@ def load_run(path: str | Path) -> Run:
             commit=meta.get("commit"),
             command=meta.get("command"),
             machine=machine_line(meta.get("machine")),
-            config=config,
+            overrides=overrides_of(config),
             notes=notes,
         )
     except KeyError as error:
@@ -201,7 +203,7 @@ def load_results(path: str | Path) -> list[Run]:
         evals, repeated = _in_order(file, found)
         head = shared | per_run.get(key, {})
         kind, seed = key
-        known = {name: head.get(name) for name in ("commit", "command", "machine", "action_repeat")}
+        known = {name: head.get(name) for name in _RECORDED}
         names = (kind.agent, kind.preset, kind.planner, kind.label)
         runs.append(Run(kind.task, seed, *names, evals, file, notes=notes + repeated, **known))
     return runs
@@ -229,7 +231,7 @@ def find_runs(paths: Iterable[str | Path] | str | Path) -> list[Run]:
 def export_results(runs: Sequence[Run], path: str | Path) -> Path:
     """Write the evaluations of runs as a result CSV that can be committed, and return its path.
 
-    Command, commit and machine of every run stand in ``# run:`` lines, one JSON record each.
+    Command, commit, machine and overrides of every run stand in ``# run:`` lines, one JSON record each.
 
     Raises:
         RunError: no run, a run without evaluation, or two runs of one task, agent, preset, planner, label and seed.
@@ -248,7 +250,7 @@ def export_results(runs: Sequence[Run], path: str | Path) -> Path:
     out.write("# worldmpc results, one row per evaluation; env_steps are simulator steps, returns are undiscounted\n")
     for run in ordered:
         head = {**run.kind._asdict(), "seed": run.seed}
-        head |= {"command": run.command, "commit": run.commit, "machine": run.machine, "action_repeat": run.action_repeat}
+        head |= {name: getattr(run, name) for name in _RECORDED}
         out.write(f"# run: {json.dumps(head)}\n")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(RESULT_COLUMNS)

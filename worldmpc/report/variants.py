@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from worldmpc.report.compare import MIN_SEEDS, config_notes, one_per_seed
+from worldmpc.report.overrides import different
 from worldmpc.report.reference import DEFAULT_ALGORITHM, Point, reference_curve
 from worldmpc.report.runs import Run, RunError
 from worldmpc.report.statistics import REPLICATIONS, SEED, Estimate, iqm, probability_of_improvement, stratified_bootstrap
@@ -156,7 +157,7 @@ def _group(runs: Sequence[Run], labels: Sequence[str]) -> tuple[_Groups, list[st
 
 
 def _mixture(runs: Sequence[Run]) -> list[str]:
-    """Runs of one label may be of several presets, agents or planners, on one task or over tasks."""
+    """Runs of one label may be of several presets, agents or planners, on one task or over tasks, or change other keys on other tasks."""
     notes = []
     for what in ("agent", "preset", "planner"):
         tasks: dict[str, set[str]] = {}
@@ -165,7 +166,9 @@ def _mixture(runs: Sequence[Run]) -> list[str]:
         if len(tasks) > 1:
             parts = [f"{name} ({', '.join(sorted(found))})" for name, found in sorted(tasks.items())]
             notes.append(f"{runs[0].label}: mixes {what}s: {', '.join(parts)}")
-    return notes
+    within = [name for task in {run.task for run in runs} for name in different([run.overrides for run in runs if run.task == task])]
+    between = [name for name in different([run.overrides for run in runs]) if name not in within]
+    return notes + ([f"{runs[0].label}: tasks differ in {', '.join(between)}"] if between else [])
 
 
 def _compare_task(task: str, groups: Mapping[str, Sequence[Run]], algorithms: Sequence[str], at: int | None) -> TaskComparison:
