@@ -37,18 +37,22 @@ def auxiliary_targets(model: WorldModel, rollout: Rollout, batch: SequenceBatch)
 
 
 def auxiliary_value(model: WorldModel, rollout: Rollout, batch: SequenceBatch, noise: Noise) -> tuple[Tensor, Metrics]:
-    """Two-hot cross-entropy of every auxiliary head on imagined latents, sum over heads -> [T, B]."""
+    """Two-hot cross-entropy of every auxiliary head on imagined latents, sum over heads -> [T, B].
+
+    Metrics are the mean cross-entropy of each head, and statistics of values and targets at the first step of each window, which is
+    always real, and whose latent is encoded.
+    """
     auxiliary = model.auxiliary
     assert auxiliary is not None
     logits = auxiliary.heads(rollout.zs[:-1])  # [T, B, G, K]
     target = auxiliary_targets(model, rollout, batch).target
     loss = model.two_hot.loss(logits, target) * rollout.time_weight[..., None]
-    values, means = model.two_hot.decode(logits.detach()), loss.detach().mean((0, 1))
+    values, means = model.two_hot.decode(logits[0].detach()), loss.detach().mean((0, 1))
     of_heads = {
         "aux_value_ce/": means,
-        "aux_value/mean_": values.mean((0, 1)),
-        "aux_value/std_": values.std((0, 1), correction=0),
-        "aux_value/target_mean_": target.mean((0, 1)),
+        "aux_value/mean_": values.mean(0),
+        "aux_value/std_": values.std(0, correction=0),
+        "aux_value/target_mean_": target[0].mean(0),
     }
     names = [f"g{gamma:g}" for gamma in auxiliary.gammas]
     metrics = {prefix + name: own for prefix, found in of_heads.items() for name, own in zip(names, found.unbind(), strict=True)}
