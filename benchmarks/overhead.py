@@ -22,7 +22,7 @@ from worldmpc.config import SWEEPS, RunConfig, make_config, network_width
 from worldmpc.functional import parameter_table
 from worldmpc.report.overhead import SCHEMA
 from worldmpc.report.provenance import command_line, git_commit, machine_info
-from worldmpc.runtime import resolve_device, set_threads, suggested_threads
+from worldmpc.runtime import keep_freed_memory, resolve_device, set_threads, suggested_threads
 from worldmpc.types import EnvSpec, SequenceBatch
 
 OBS, ACTIONS = 24, 6
@@ -37,6 +37,7 @@ def main() -> None:
     configs = {label: make_config(**(override_values(own) | words | learning)) for label, own in variants.items()}
     first = next(iter(configs.values()))
     device = torch.device(resolve_device(first.device))
+    keep_freed_memory()
     set_threads(first.threads or suggested_threads(network_width(first)))
     agents = {label: TDMPC2(config, SPEC, device) for label, config in configs.items()}
     calls: dict[str, Callable[[], Any]] = {}
