@@ -30,9 +30,10 @@ SPEC = EnvSpec("synthetic", (OBS,), ACTIONS, 500, can_terminate=False)
 
 
 def main() -> None:
-    """Measure all labels of all named sets and write them."""
+    """Measure all labels of all named sets, and the most heads with the seed's bootstrap, and write them."""
     words = override_values(sys.argv[3:])
     variants = {label: own for each in SWEEPS.values() for label, own in each.items()}
+    variants["A4, bootstrap=primary"] = (*variants["A4"], "multi_gamma.bootstrap=primary")
     learning = {"policy.skip_seed_updates": False}  # or the first updates of some would leave the policy out
     configs = {label: make_config(**(override_values(own) | words | learning)) for label, own in variants.items()}
     first = next(iter(configs.values()))
