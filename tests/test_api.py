@@ -52,6 +52,13 @@ def test_train_evaluate_save_and_load(tmp_path):
     assert worldmpc.evaluate(loaded, episodes=3, mode="prior").returns != result.returns
 
 
+def test_a_single_discount_is_warned_of():
+    envs = worldmpc.make_envs("toy/pointmass")
+    with pytest.warns(UserWarning, match="the task's own discount alone"):
+        agent = worldmpc.make_agent(envs, "debug", **{"multi_gamma.enabled": True, "multi_gamma.gammas": ["primary"]})
+    assert agent.model.auxiliary is None
+
+
 def test_training_goes_on_and_hooks_can_stop_it():
     envs = worldmpc.make_envs("toy/balance")
     agent = worldmpc.make_agent(envs, preset="debug")

@@ -202,10 +202,12 @@ def test_multirun_checks_all_runs_before_the_first(words: list[str], tmp_path: P
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 0), ("SIGINT", 130)])
-@pytest.mark.parametrize("first_evaluation", [False, True])
-def test_a_signal_saves_and_stops_a_whole_sweep(name: str, status: int, first_evaluation: bool, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("words", "first_evaluation"), [(["-m", "seed=1,2"], False), (["-m", "seed=1,2"], True), (["sweep=variants"], False)]
+)
+def test_a_signal_saves_and_stops_a_whole_sweep(name: str, status: int, words: list[str], first_evaluation: bool, tmp_path: Path):
     episodes = ["eval.episodes=100"] if first_evaluation else []  # the signal comes with the 60th step, evaluation included
-    assert main(["train", *TINY, "steps=100000", *episodes, f"task=gym/Sketchy{name}-v0", "-m", "seed=1,2"]) == status
+    assert main(["train", *TINY, "steps=100000", *episodes, f"task=gym/Sketchy{name}-v0", *words]) == status
     (run,) = (tmp_path / "runs").rglob("config.json")
     saved = CheckpointStore(run.parent / "checkpoints", keep=1).newest_valid()
     decisions = load_checkpoint(saved, ["loop"])[0]["loop"]["decisions"]

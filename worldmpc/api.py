@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import gymnasium
 
 from worldmpc import agents
-from worldmpc.config import ConfigError, EnvConfig, LogConfig, make_config
+from worldmpc.config import ConfigError, EnvConfig, LogConfig, auxiliary_warning, make_config
 from worldmpc.envs import Task, VecEnv, make_envs
 from worldmpc.noise import derive_seed
 from worldmpc.runtime import keep_freed_memory, resolve_device
@@ -42,7 +43,10 @@ def make_agent(envs: VecEnv | EnvSpec, preset: str = "default", **overrides: Any
     if isinstance(envs, VecEnv):
         own["env.num_envs"] = envs.num_envs
     config = make_config(preset, **{**own, **overrides})
-    return agents.make_agent(config, spec, resolve_device(config.device))
+    agent = agents.make_agent(config, spec, resolve_device(config.device))
+    if (warning := auxiliary_warning(config.multi_gamma)) is not None:
+        warnings.warn(warning, stacklevel=2)
+    return agent
 
 
 def train(

@@ -114,7 +114,7 @@ def test_targets_from_the_slow_critics_by_hand():
 
 
 def test_losses_by_hand():
-    """Cross-entropy against the two-hot target at imagined latents, of which the last one is not used; metrics are per head, of values at the first step."""
+    """Cross-entropy against the two-hot target at imagined latents, of which the last is not used; values at the first step are metrics."""
     agent, batch = disturbed(make()), windows()
     rollout = roll(agent, batch)
     loss, metrics = losses.auxiliary_value(agent.model, rollout, batch, {})

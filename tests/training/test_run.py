@@ -78,11 +78,32 @@ def test_leaves_everything_behind(tmp_path, capsys):
     assert ("no video: " in output) != (folder / "final.mp4").exists()
 
 
-def test_resume_after_the_end_extends_the_run(tmp_path):
-    run(config(tmp_path / "short", steps=60))
-    run(config(tmp_path / "short", steps=120, resume="auto"))
-    run(config(tmp_path / "long", steps=120))
+VARIANTS = {
+    "published": {},
+    "reanalysed": {"agent": "bmpc"},
+    "all at once": {
+        "multi_gamma.enabled": True,
+        "multi_gamma.gammas": ["primary", 0.9],
+        "model.num_dynamics": 2,
+        "planner.uncertainty_coef": 0.1,
+        "train.reset_every": 7,
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resume_after_the_end_extends_the_run(variant, tmp_path):
+    own = VARIANTS[variant]
+    run(config(tmp_path / "short", steps=60, **own))
+    run(config(tmp_path / "short", steps=120, resume="auto", **own))
+    run(config(tmp_path / "long", steps=120, **own))
     assert_same_end(tmp_path / "short", tmp_path / "long")
+    assert records(tmp_path / "long")[-1]["updates"] > 20
+    snapshots = [path / "snapshots.jsonl" for path in (tmp_path / "short", tmp_path / "long")]
+    assert [path.exists() for path in snapshots] == [variant == "all at once"] * 2
+    if snapshots[0].exists():
+        one, other = (path.read_text() for path in snapshots)
+        assert one == other and one.count("\n") > 1
 
 
 def test_killed_at_random_moments_and_resumed_equals_uninterrupted(tmp_path):

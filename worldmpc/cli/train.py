@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from hydra._internal.hydra import Hydra
@@ -198,16 +198,16 @@ def _train(composed: DictConfig) -> tuple[int, bool]:
 
 @contextmanager
 def _received() -> Iterator[Any]:
-    """Give a function that returns the signals received so far, whoever handles them."""
+    """Give a function that returns the signals received so far, whoever handles them; who listened before is told of them in the end."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
+    seen = bytearray()
 
     def read() -> bytes:
-        try:
-            return os.read(reader, 4096)
-        except BlockingIOError:
-            return b""
+        with suppress(BlockingIOError):
+            seen.extend(os.read(reader, 4096))
+        return bytes(seen)
 
     try:
         before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -215,6 +215,8 @@ def _received() -> Iterator[Any]:
             yield read
         finally:
             signal.set_wakeup_fd(before)
+            if before != -1 and read():
+                os.write(before, read())
     finally:
         os.close(reader)
         os.close(writer)

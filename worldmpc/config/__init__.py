@@ -44,7 +44,7 @@ from worldmpc.config.sections import (
     resolve_model,
 )
 from worldmpc.config.sweeps import SWEEPS, sweep_overrides
-from worldmpc.config.variants import auxiliary_gammas, uses_plans
+from worldmpc.config.variants import auxiliary_gammas, auxiliary_warning, uses_plans
 
 __all__ = [
     "AGENTS",
@@ -76,6 +76,7 @@ __all__ = [
     "TrainConfig",
     "ValueConfig",
     "auxiliary_gammas",
+    "auxiliary_warning",
     "discount_from_episode_length",
     "flat_fields",
     "lookup",

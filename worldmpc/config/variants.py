@@ -102,3 +102,10 @@ def auxiliary_gammas(config: MultiGammaConfig, primary: float | None = None) -> 
             f"multi_gamma.gammas: the first discount must be the task's, {primary:.10g}, got {first:.10g}; write primary in its place"
         )
     return tuple(float(gamma) for gamma in rest)
+
+
+def auxiliary_warning(config: MultiGammaConfig) -> str | None:
+    """Return what somebody must know who enabled auxiliary values and gave the task's discount alone, else None."""
+    if not config.enabled or len(config.gammas) != 1:
+        return None
+    return "multi_gamma.gammas holds the task's own discount alone, so that this is the run without auxiliary values"

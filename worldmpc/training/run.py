@@ -18,7 +18,7 @@ from rich.console import Console
 from worldmpc.agents import make_agent
 from worldmpc.agents.stack import Stack
 from worldmpc.agents.tdmpc2 import TDMPC2
-from worldmpc.config import ConfigError, EnvConfig, RunConfig, lookup, network_width
+from worldmpc.config import ConfigError, EnvConfig, RunConfig, auxiliary_warning, lookup, network_width
 from worldmpc.envs import EnvError, Task, VecEnv, canonical_task, make_envs
 from worldmpc.functional import parameter_table
 from worldmpc.models import native
@@ -256,8 +256,8 @@ def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, total: i
     library = native.library() if agent.device.type == "cpu" else None
     if isinstance(library, str):
         logger.message(f"warning: the faster networks in C are not used ({library}); PyTorch's functions take their place")
-    if config.multi_gamma.enabled and not _has_auxiliary(agent):
-        logger.message("warning: multi_gamma.gammas holds the task's own discount alone, so that this is the run without auxiliary values")
+    if (warning := auxiliary_warning(config.multi_gamma)) is not None:
+        logger.message(f"warning: {warning}")
     for key in ("planner.precision", "train.precision"):
         if lookup(config, key) == "bf16" and library is not None and (isinstance(library, str) or not library.bf16):
             logger.message(f"warning: {key}=bf16 is slower than fp32 here, as this processor cannot multiply bfloat16 numbers")
