@@ -158,7 +158,12 @@ def test_auxiliary_loss_reaches_encoder_and_dynamics_alone():
 
 def test_checkpoints_say_which_auxiliary_values_they_hold():
     with_heads, without = make("multi_gamma self"), make("n_step")
-    assert with_heads.state_dict()["multi_gamma"] == {"gammas": [0.9, 0.995], "head": "joint", "bootstrap": "self"}
+    record = with_heads.state_dict()["multi_gamma"]
+    assert record == {"gammas": [0.9, 0.995], "head": "joint", "hidden_layers": 0, "bootstrap": "self"}
+    del record["hidden_layers"]  # as checkpoints were before there was a choice
+    with_heads.load_state_dict(with_heads.state_dict() | {"multi_gamma": record})
+    with pytest.raises(ValueError, match="'hidden_layers': 2"):
+        with_heads.load_state_dict(with_heads.state_dict() | {"multi_gamma": record | {"hidden_layers": 2}})
     old = without.state_dict()
     del old["multi_gamma"]
     without.load_state_dict(old)

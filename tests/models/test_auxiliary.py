@@ -6,6 +6,8 @@ from torch.testing import assert_close
 
 from worldmpc.config import ConfigError, ModelConfig, MultiGammaConfig
 from worldmpc.models.auxiliary import AuxiliaryValues, ValueHeads, check_record, make_auxiliary, record_of
+from worldmpc.models.nets import MLP, SimNorm, init_weights
+from worldmpc.models.two_hot import TwoHot
 from worldmpc.models.world_model import WorldModel
 
 Z, K, G = 16, 7, 3
@@ -60,6 +62,39 @@ def test_heads_begin_at_zero_without_random_numbers(head):
     assert all((parameter == 0).all() for parameter in auxiliary.parameters())
     assert (auxiliary.heads(torch.ones(3, Z)) == 0).all()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_hidden_layers(joint):
+    """As wide as given, drawn from the seed alone; values begin at 0 all the same."""
+    before = torch.get_rng_state()
+    heads, again, other = (ValueHeads(Z, K, G, joint, [8, 8], seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    trunk, out = (Z * 8 + 3 * 8) + (8 * 8 + 3 * 8), 8 * K + K
+    assert sum(parameter.numel() for parameter in heads.parameters()) == (trunk + G * out if joint else G * (trunk + out))
+    assert (heads(torch.randn(4, Z)) == 0).all() and heads(torch.randn(2, 4, Z)).shape == (2, 4, G, K)
+    weights = [module.layers[0][0].weight for module in (heads, again, other)]
+    assert torch.equal(*weights[:2]) and not torch.equal(*weights[1:]) and 0.015 < weights[0].std() < 0.025
+    assert make_auxiliary(MultiGammaConfig(True, ("primary", 0.9), hidden_layers=2), world(), 0.99).heads.layers[0][1].out_features == 16
+
+
+def test_linear_heads_flatten_latents_where_values_are_all_the_same():
+    """Why hidden layers are there: with targets of one number, what a linear head asks of the latent is to be one point."""
+    spread = {}
+    for hidden in ((), (64, 64)):
+        torch.manual_seed(0)
+        encoder, heads = MLP(8, [64], 32, SimNorm(8)), ValueHeads(32, 101, 2, True, hidden)
+        init_weights(encoder, torch.Generator().manual_seed(0))
+        optimizer = torch.optim.Adam([{"params": encoder.parameters(), "lr": 1e-4}, {"params": heads.parameters(), "lr": 3e-4}])
+        two_hot, obs = TwoHot(101), torch.randn(128, 8)
+        begin = encoder(obs).std(0).mean().item()
+        for _ in range(400):
+            loss = two_hot.loss(heads(encoder(obs)), torch.zeros(128, 2)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        spread[hidden] = encoder(obs).std(0).mean().item() / begin
+    assert spread[()] < 0.05 and spread[64, 64] > 0.5, spread
 
 
 def test_slow_heads_are_a_copy_that_learns_nothing():
@@ -135,5 +170,7 @@ def test_records_tell_different_heads_apart(other):
 
 
 def test_records_are_plain():
-    assert record_of(values()) == {"gammas": list(GAMMAS), "head": "joint", "bootstrap": "self"}
-    assert record_of(values(joint=False, slow=False)) == {"gammas": list(GAMMAS), "head": "separate", "bootstrap": "primary"}
+    linear = {"gammas": list(GAMMAS), "head": "joint", "hidden_layers": 0, "bootstrap": "self"}
+    assert record_of(values()) == linear
+    assert record_of(values(joint=False, slow=False)) == linear | {"head": "separate", "bootstrap": "primary"}
+    assert record_of(values(hidden=[8, 8])) == linear | {"hidden_layers": 2}

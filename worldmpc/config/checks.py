@@ -31,7 +31,7 @@ _AT_LEAST_0 = (
     "planner.guidance, planner.gradient_steps, planner.c_puct, optim.warmup_updates, threads, seed, loss.consistency_coef, "
     "loss.reward_coef, loss.value_coef, loss.termination_coef, loss.entropy_coef, dynamics.weight_decay, mbmpc.gradient_steps, "
     "ppo.vf_coef, ppo.ent_coef, td3.exploration_noise, td3.target_noise, td3.noise_clip, planner.uncertainty_coef, "
-    "policy.scale_threshold, reanalyze.interval, multi_gamma.loss_weight"
+    "policy.scale_threshold, reanalyze.interval, multi_gamma.loss_weight, multi_gamma.hidden_layers"
 )
 _POSITIVE = (
     "optim.lr, optim.grad_clip_norm, train.utd, train.max_loss, planner.min_std, planner.gradient_lr, planner.dirichlet_alpha, "
@@ -55,6 +55,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (_RATES, lambda value: 0 < value <= 1, "in (0, 1]"),
     (_HIDDEN, lambda value: len(value) > 0 and min(value) >= 1, "at least one width, all of them at least 1, as in [256,256]"),
     ("seed", lambda value: value < 2**63, "less than 2**63"),
+    ("multi_gamma.hidden_layers", lambda value: value <= 8, "at most 8"),
     ("threads", lambda value: value <= 4096, "at most 4096"),
     ("env.num_envs", lambda value: value <= 65_536, "at most 65536"),
     ("env.action_repeat", lambda value: (value or 0) <= 100_000, "at most 100000"),

@@ -251,7 +251,10 @@ class MultiGammaConfig:
     gammas: tuple[float | Literal["primary"], ...] = key(
         (), "discounts per decision, at most 6; the first one is the task's own: primary, or its number"
     )
-    head: Literal["joint", "separate"] = key("joint", "joint: one linear layer on the latent for all; separate: one for each")
+    head: Literal["joint", "separate"] = key("joint", "joint: one network on the latent for all; separate: one for each")
+    hidden_layers: int = key(
+        0, "hidden layers of that network; 0: it is linear (seed), and flattens latents where values are all the same; critics have 2"
+    )
     bootstrap: Literal["self", "primary"] = key(
         "self", "value of the next latent in the targets: self: a slow copy of the same head; primary: the slow critics"
     )
