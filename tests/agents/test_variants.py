@@ -36,6 +36,7 @@ VARIANTS = {
     "model": {"value.target": "model", "value.td_horizon": 2},
     "multi_gamma self": GAMMAS,
     "multi_gamma primary": {**GAMMAS, "multi_gamma.bootstrap": "primary", "multi_gamma.head": "separate"},
+    "multi_gamma hidden": {**GAMMAS, "multi_gamma.hidden_layers": 2},
     "dynamics": {"model.num_dynamics": 2, "planner.uncertainty_coef": 0.5},
     "resets": {"train.reset_every": 2},
 }
