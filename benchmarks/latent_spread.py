@@ -51,7 +51,7 @@ def row(name: str, over: dict[str, Any], task: str, seed: int) -> dict[str, Any]
     agent = worldmpc.make_agent(envs, "cpu", seed=seed, threads=1, **over)
     # Random decisions alone, as an agent would act differently with other heads.
     state = worldmpc.train(agent, envs, 2 * 2_499, progress=False)
-    assert agent.updates == 0 and state.env_steps == 2 * 2_499
+    assert state.source.updates == 0 and state.env_steps == 2 * 2_499
     points = []
     for update in range(UPDATES + 1):
         batch = state.source.next()
