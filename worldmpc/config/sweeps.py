@@ -22,6 +22,7 @@ SWEEPS: dict[str, dict[str, tuple[str, ...]]] = {
         "multi_gamma_self": (*_MULTI_GAMMA, "multi_gamma.bootstrap=self"),
         "multi_gamma_primary": (*_MULTI_GAMMA, "multi_gamma.bootstrap=primary"),
         "multi_gamma_mlp": (*_MULTI_GAMMA, "multi_gamma.hidden_layers=2"),
+        "multi_gamma_mlp_primary": (*_MULTI_GAMMA, "multi_gamma.hidden_layers=2", "multi_gamma.bootstrap=primary"),
     },
 }
 """Name -> label of each configuration -> its overrides. ``multi_gamma_ablation``: baseline, one and two auxiliary discounts, separate
