@@ -45,6 +45,7 @@ FIXED = (
     "multi_gamma.enabled",
     "multi_gamma.gammas",
     "multi_gamma.head",
+    "multi_gamma.hidden_layers",
     "multi_gamma.bootstrap",
 )
 """Keys and groups that no resumed run may change, because its past would no longer mean the same, or its parameters not fit."""
