@@ -235,6 +235,15 @@ def test_what_would_change_the_past_is_refused(tmp_path, change):
     assert (tmp_path / "run" / "eval.csv").read_text() == before
 
 
+def test_auxiliary_values_of_another_kind_do_not_go_on(tmp_path):
+    heads = {"multi_gamma.enabled": True, "multi_gamma.gammas": ["primary", 0.97], "multi_gamma.bootstrap": "self"}
+    folder = run(config(tmp_path / "run", steps=60, **heads)).run_dir
+    for key, value in (("gammas", ["primary", 0.995]), ("head", "separate"), ("hidden_layers", 1), ("bootstrap", "primary")):
+        with pytest.raises(ConfigError, match=rf"multi_gamma\.{key}.*begin a new run"):
+            run(config(None, run_dir=None, resume=str(folder), **{**heads, f"multi_gamma.{key}": value}))
+    assert run(config(None, run_dir=None, resume=str(folder), **{**heads, "steps": 80, "multi_gamma.loss_weight": 0.2})).env_steps == 80
+
+
 def test_resume_goes_on_in_its_own_folder(tmp_path):
     run(config(tmp_path / "run", steps=60))
     with pytest.raises(ConfigError, match="goes on in its own folder"):
