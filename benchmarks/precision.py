@@ -105,11 +105,11 @@ def learning(agent: TDMPC2, batches: list[Any]) -> dict[str, Any]:
     learner, losses, angles, norms = agent.learner, [], [], []
     terms: dict[str, list[float]] = {}
     for batch in batches:
-        noise = agent.streams["update"].draw(agent.noise_specs(*batch.reward.shape))
+        noise = agent.streams["update"].draw(agent.objectives.noise_specs(*batch.reward.shape))
         values, gradients = {}, {}
         for precision in ("fp32", "bf16"):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                loss, _, metrics = agent.model_loss(batch, noise)
+                loss, _, metrics = agent.objectives.model_loss(batch, noise)
             values[precision] = {name: float(metrics[name]) for name in metrics if name.endswith("_loss")}
             gradients[precision] = torch.cat(learner.model_optimizer.gradients(loss))
         for name, value in values["fp32"].items():

@@ -14,7 +14,8 @@ def latent_smoothness(model, rollout, batch, noise):
 def main(steps=600):
     envs = worldmpc.make_envs("toy/pointmass")
     agent = worldmpc.make_agent(envs, preset="debug")
-    agent.terms["smoothness"], agent.weights["smoothness"] = latent_smoothness, 0.01
+    agent.objectives.terms["smoothness"] = latent_smoothness
+    agent.objectives.weights["smoothness"] = 0.01
 
     seen = []
 

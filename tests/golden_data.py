@@ -78,7 +78,7 @@ def check_compiled(name: str) -> None:
     """Assert that a compiled update and plan equal the eager ones, and that the next ones do not compile again."""
     recorded = batch(name)
     agents = [agent(name, compile=compiled, **{"model.dropout": 0.01}) for compiled in (False, True)]
-    noise = agents[0].streams["update"].draw(agents[0].noise_specs(3, 8))
+    noise = agents[0].streams["update"].draw(agents[0].objectives.noise_specs(3, 8))
     plan_noise = agents[0].streams["explore"].draw(agents[0].planner.noise_specs(2))
     obs, start = recorded.obs[0, :2], agents[0].init_carry(2).plan
 

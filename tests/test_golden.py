@@ -39,7 +39,7 @@ def name(request) -> str:
 
 def first_two(agent, **eps: Tensor) -> Noise:
     """Noise of an update that uses critics 0 and 1 and the given policy noise, 0 by default."""
-    specs = agent.noise_specs(3, 8)
+    specs = agent.objectives.noise_specs(3, 8)
     noise = {key: torch.zeros(spec.shape) for key, spec in specs.items()}
     return noise | {"td_critics": torch.tensor([0, 1]), "pi_critics": torch.tensor([0, 1])} | eps
 
@@ -213,7 +213,7 @@ def check_metrics(metrics: dict[str, Tensor], arrays: dict[str, Tensor], prefix:
 def test_gradients(name):
     arrays, agent, batch = golden.load(f"{name}_grads"), golden.agent(name), golden.batch(name)
     noise = first_two(agent)
-    loss, zs, _ = agent.model_loss(batch, noise)
+    loss, zs, _ = agent.objectives.model_loss(batch, noise)
     gradients = agent.learner.model_optimizer.split(agent.learner.model_optimizer.gradients(loss))
     expected = {key: value for key, value in golden.parameters(arrays, "update/grad/").items() if not key.startswith("pi.")}
     assert expected.keys() == set(agent.learner.model_optimizer.names)

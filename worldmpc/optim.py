@@ -73,7 +73,7 @@ class GroupOptimizer:
         self.scales, self._apart, named = [rate for rate, _ in groups], [own for _, own in groups], groups.values()
         self.names = [name for group in named for name, _ in group]
         places = [name.rpartition(".") for name in self.names]
-        self._owners = [(module.get_submodule(owner), leaf) for owner, _, leaf in places]
+        self.owners = [(module.get_submodule(owner), leaf) for owner, _, leaf in places]
         self.params: list[Tensor] = [value for group in named for _, value in group]
         self.shapes = [[value.shape for _, value in group] for group in named]
         self.flats = self._tie()
@@ -217,7 +217,7 @@ class GroupOptimizer:
         """Take over parameters that somebody has replaced, copied or moved: what the module holds now is what counts."""
         if self.flats[0].dim() > 1:
             return  # a stack's parameters are its own
-        now = [owner._parameters[leaf] for owner, leaf in self._owners]
+        now = [owner._parameters[leaf] for owner, leaf in self.owners]
         same = all(one is other for one, other in zip(now, self.params, strict=True))
         if not same or [parameter.data_ptr() for parameter in self.params] != self._places:
             self.params = [parameter for parameter in now if parameter is not None]
@@ -258,3 +258,26 @@ def _joined(tensors: Sequence[Tensor]) -> list[Tensor]:
             sizes.append(tensor.numel())
         end = joined[-1].data_ptr() + sizes[-1] * tensor.element_size()
     return [tensor.as_strided((size,), (1,)) for tensor, size in zip(joined, sizes, strict=True)]
+
+
+def check_all_learn(module: nn.Module, optimizers: Sequence[GroupOptimizer], *, apart_from: tuple[str, ...] = ()) -> None:
+    """Check that the optimizers hold all parameters of a module that want a gradient, as the module has them now.
+
+    Args:
+        module: owner of the parameters.
+        optimizers: made for it.
+        apart_from: prefixes of parameters that somebody else trains.
+
+    Raises:
+        ValueError: a parameter in none of them, or one whose network was replaced.
+    """
+    present = {name: value for name, value in module.named_parameters() if not name.startswith(apart_from)}
+    held = {name: owner._parameters[leaf] for one in optimizers for name, (owner, leaf) in zip(one.names, one.owners, strict=True)}
+    if replaced := [name for name, value in held.items() if present.get(name) is not value]:
+        raise ValueError(f"model: {replaced[0]} and {len(replaced) - 1} others were replaced; call agent.begin_learning() after that")
+    if left := [name for name, value in present.items() if value.requires_grad and name not in held]:
+        group = f"groups['{left[0].split('.')[0]}.'] = 1.0"
+        raise ValueError(
+            f"model: no optimiser changes {', '.join(left)}; set agent.objectives.{group} and call agent.begin_learning(), or take their "
+            "gradient away by requires_grad_(False)"
+        )

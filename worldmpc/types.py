@@ -313,4 +313,7 @@ class DataSource(Protocol):
 
 
 LossTerm = Callable[..., tuple[Tensor, Metrics]]
-"""``(model, rollout, batch, noise) -> (loss [T, B] already weighted over time, metrics)``."""
+"""``(model, rollout, batch, noise) -> (loss [T, B] already weighted over time, metrics)``.
+
+``rollout.time_weight`` is that weight, 0 behind an episode's end. With several dynamics networks the batch is repeated for each.
+"""

@@ -38,7 +38,7 @@ def make_batch(length=3, size=8, seed=0):
 
 def test_model_loss_never_reaches_policy_or_targets():
     agent, batch = make(), make_batch()
-    loss, _, _ = agent.model_loss(batch, agent.streams["update"].draw(agent.noise_specs(3, 8)))
+    loss, _, _ = agent.objectives.model_loss(batch, agent.streams["update"].draw(agent.objectives.noise_specs(3, 8)))
     others = [p for name, p in agent.model.named_parameters() if name.startswith("pi.")]
     assert all(gradient is None for gradient in torch.autograd.grad(loss, others, allow_unused=True))
     learned = set(agent.learner.model_optimizer.names) | set(agent.learner.policy_optimizer.names)
@@ -71,13 +71,13 @@ def test_padding_has_no_influence():
 def test_masked_steps_weigh_nothing():
     """A window whose last step is masked learns rewards like a shorter window does."""
     agent, batch = make(), make_batch()
-    noise = agent.streams["update"].draw(agent.noise_specs(3, 8))
+    noise = agent.streams["update"].draw(agent.objectives.noise_specs(3, 8))
     cut = batch._replace(mask=torch.cat((torch.ones(2, 8), torch.zeros(1, 8))))
-    _, _, long = agent.model_loss(cut, noise)
+    _, _, long = agent.objectives.model_loss(cut, noise)
     short_noise = {name: value[:2] if name == "td_policy" else value for name, value in noise.items()}
     short_noise["q_keep"] = noise["q_keep"][:, :2]
     short = SequenceBatch(batch.obs[:3], *(value[:2] for value in batch[1:7]))
-    _, _, expected = agent.model_loss(short, short_noise)
+    _, _, expected = agent.objectives.model_loss(short, short_noise)
     for name in ("consistency_loss", "reward_loss", "value_loss"):
         assert_close(long[name] * 3 / 2, expected[name])
 
@@ -95,8 +95,11 @@ def test_bad_losses_change_nothing():
 
 def test_an_infinite_gradient_is_not_applied():
     agent = make()
-    agent.terms["cliff"] = lambda model, rollout, batch, noise: ((rollout.zs[1:, :, 0] * 0).sqrt() * 1.0, {})  # 0, with gradient 0 * inf
-    agent.weights["cliff"] = 1.0
+    agent.objectives.terms["cliff"] = lambda model, rollout, batch, noise: (
+        (rollout.zs[1:, :, 0] * 0).sqrt() * 1.0,
+        {},
+    )  # 0, with gradient 0 * inf
+    agent.objectives.weights["cliff"] = 1.0
     before = dict(leaves(agent.state_dict()))
     metrics = agent.update(make_batch())
     assert metrics["total_loss"].isfinite() and not metrics["grad_norm"].isfinite() and metrics["skipped_updates"] == 1
@@ -107,14 +110,14 @@ def test_an_infinite_gradient_is_not_applied():
 def test_policy_learns_from_real_states_alone():
     """Latents behind an episode's end weigh nothing in the policy's loss."""
     agent = make()
-    noise = agent.streams["update"].draw(agent.noise_specs(3, 8))
+    noise = agent.streams["update"].draw(agent.objectives.noise_specs(3, 8))
     zs, junk = agent.model.encode(torch.randn(4, 8, 5)).detach(), agent.model.encode(torch.randn(4, 8, 5)).detach()
     batch, mask, scale = make_batch(), torch.ones(3, 8), torch.ones(())
     mask[1:, :5] = 0
     cut = batch._replace(mask=mask)
     real = torch.cat((torch.ones(1, 8), mask))[..., None] > 0
-    values = [agent.policy_loss(torch.where(real, zs, other), cut, scale, noise)[0] for other in (zs, junk)]
-    assert torch.equal(*values) and not torch.equal(values[0], agent.policy_loss(zs, batch, scale, noise)[0])
+    values = [agent.objectives.policy_loss(torch.where(real, zs, other), cut, scale, noise)[0] for other in (zs, junk)]
+    assert torch.equal(*values) and not torch.equal(values[0], agent.objectives.policy_loss(zs, batch, scale, noise)[0])
 
 
 def test_termination_statistics_look_at_the_last_real_step():
@@ -124,7 +127,7 @@ def test_termination_statistics_look_at_the_last_real_step():
     mask[1:, :4], terminated[0, :4], terminated[2, 4:6] = 0, 1, 1
     batch = batch._replace(mask=mask, terminated=terminated)
     agent.model.termination_logit = lambda z: (terminated * 2 - 1) * 5
-    rollout = losses.roll(agent.model, batch, 0.9, 0.5, agent.streams["update"].draw(agent.noise_specs(3, 8)))
+    rollout = losses.roll(agent.model, batch, 0.9, 0.5, agent.streams["update"].draw(agent.objectives.noise_specs(3, 8)))
     metrics = losses.termination(agent.model, rollout, batch, {})[1]
     assert metrics["termination_f1"] == 1 and metrics["termination_rate"] == 6 / 8
 
@@ -209,15 +212,15 @@ def test_encoder_learns_at_its_own_rate_and_schedules_reach_the_optimiser():
 
 def test_terms_and_weights_must_agree():
     agent = make()
-    agent.weights.pop("reward")
+    agent.objectives.weights.pop("reward")
     with pytest.raises(ValueError, match="reward"):
         agent.update(make_batch())
 
 
 def test_an_additional_loss_term_is_one_entry():
     agent, plain = make(), make()
-    agent.terms["flat"] = lambda model, rollout, batch, noise: (rollout.zs[1:].square().mean(-1), {"flat_seen": torch.ones(())})
-    agent.weights["flat"] = 0.0
+    agent.objectives.terms["flat"] = lambda model, rollout, batch, noise: (rollout.zs[1:].square().mean(-1), {"flat_seen": torch.ones(())})
+    agent.objectives.weights["flat"] = 0.0
     metrics = agent.update(make_batch())
     plain.update(make_batch())
     assert metrics["flat_loss"] > 0 and metrics["flat_seen"] == 1

@@ -14,7 +14,7 @@ from tests.trees import differences
 from worldmpc import functional
 from worldmpc.agents.stack import Stack
 from worldmpc.agents.tdmpc2 import TDMPC2
-from worldmpc.config import ConfigError, make_config
+from worldmpc.config import ConfigError, make_config, updates_worth
 from worldmpc.losses import BOX, DISCRETE
 from worldmpc.models import kernels
 from worldmpc.models.auxiliary import make_auxiliary
@@ -115,16 +115,12 @@ def test_state_goes_on(name):
 def test_auxiliary_values_that_are_off_change_nothing():
     """Bit for bit: the same draws, parameters, and metrics, and no structures."""
     base = make("n_step")
-    others = [
-        make("n_step", **over) for over in ({"multi_gamma.loss_weight": 9.0}, {"multi_gamma.enabled": True, "multi_gamma.gammas": [0.97]})
-    ]
-    for agent in others:
-        assert agent.model.auxiliary is None and agent.state_dict()["multi_gamma"] is None
-        assert agent.terms.keys() == base.terms.keys() and "auxiliary.heads." not in agent.learner.model_optimizer.names
+    agent = make("n_step", **{"multi_gamma.enabled": True, "multi_gamma.gammas": [0.97], "multi_gamma.loss_weight": 9.0})
+    assert agent.model.auxiliary is None and agent.state_dict()["multi_gamma"] is None
+    assert agent.objectives.terms == base.objectives.terms and agent.learner.model_optimizer.names == base.learner.model_optimizer.names
     for step in range(2):
-        metrics = [agent.update(batch_for(agent, step)) for agent in (base, *others)]
-        assert all(not differences(metrics[0], found) for found in metrics[1:])
-    assert all(not differences(base.state_dict(), agent.state_dict()) for agent in others)
+        assert not differences(*(one.update(batch_for(one, step)) for one in (base, agent)))
+    assert not differences(base.state_dict(), agent.state_dict())
 
 
 def test_auxiliary_values_leave_everything_else_as_it_begins():
@@ -133,7 +129,7 @@ def test_auxiliary_values_leave_everything_else_as_it_begins():
     plain = TDMPC2(make_config("debug", **{"seed": 1, "env.discount": 0.97}), SPEC)
     theirs = agent.model.state_dict()
     assert not differences(plain.model.state_dict(), {name: value for name, value in theirs.items() if not name.startswith("auxiliary")})
-    assert plain.noise_specs(3, 8) == agent.noise_specs(3, 8)
+    assert plain.objectives.noise_specs(3, 8) == agent.objectives.noise_specs(3, 8)
     obs = torch.randn(2, 5)
     answers = [one.act(one.init_carry(2), obs, "explore").action for one in (plain, agent)]
     assert torch.equal(*answers)
@@ -147,9 +143,9 @@ def test_auxiliary_values_leave_everything_else_as_it_begins():
 def test_auxiliary_loss_reaches_encoder_and_dynamics_alone():
     agent = make("multi_gamma self")
     batch = batch_for(agent)
-    for name in list(agent.weights):
-        agent.weights[name] = 1.0 if name == "aux_value" else 0.0
-    loss, _, _ = agent.model_loss(batch, agent.streams["update"].draw(agent.noise_specs(3, 8)))
+    for name in list(agent.objectives.weights):
+        agent.objectives.weights[name] = 1.0 if name == "aux_value" else 0.0
+    loss, _, _ = agent.objectives.model_loss(batch, agent.streams["update"].draw(agent.objectives.noise_specs(3, 8)))
     loss.backward()
     reached = {
         name.split(".")[0] for name, value in agent.model.named_parameters() if value.grad is not None and value.grad.abs().sum() > 0
@@ -226,6 +222,27 @@ def test_what_does_not_go_together(overrides, message):
 def test_objectives_of_box_actions_refuse_choices(objective):
     with pytest.raises(ConfigError, match=f"policy.objective: {objective.replace('+', '.')} is defined by distances"):
         TDMPC2(make_config("debug", **{"policy.objective": objective}), CHOICES)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"multi_gamma.head": "separate"}, {"multi_gamma.bootstrap": "primary"}, {"multi_gamma.hidden_layers": 1}]
+)
+def test_auxiliary_values_with_products_in_bfloat16(how):
+    """Linear heads too, which autocast leaves in bfloat16: losses are those of float32 within its rounding."""
+    found = []
+    for precision in ("fp32", "bf16"):
+        agent = make("multi_gamma self", **{**how, "train.precision": precision})
+        found.append(agent.update(batch_for(agent)))
+        assert found[-1]["skipped_updates"] == 0
+    assert found[0]["aux_value_loss"] != found[1]["aux_value_loss"]
+    assert_close(found[1]["aux_value_loss"], found[0]["aux_value_loss"], rtol=0.01, atol=0.0)
+
+
+@pytest.mark.parametrize(("decisions", "utd", "updates"), [(100, 0.29, 29), (2, 1.5, 3), (7, 0.5, 3)])
+def test_the_seed_phase_is_worth_as_many_updates_as_the_source_does(decisions, utd, updates):
+    """In floating point 100 * 0.29 is less than 29."""
+    agent = make("bmpc", **{"policy.skip_seed_updates": True, "train.seed_decisions": decisions, "train.utd": utd})
+    assert agent.learner.policy_from == updates_worth(decisions, utd) == updates
 
 
 def test_policy_waits_for_plans():

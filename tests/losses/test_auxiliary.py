@@ -46,7 +46,7 @@ def windows():
 
 def roll(agent, batch):
     agent.streams["update"].generator.manual_seed(3)
-    noise = agent.streams["update"].draw(agent.noise_specs(T, B))
+    noise = agent.streams["update"].draw(agent.objectives.noise_specs(T, B))
     return losses.roll(agent.model, batch, agent.discount, RHO, noise)
 
 
@@ -167,7 +167,7 @@ def test_each_head_weighs_loss_weight():
     found = []
     for one in (agent, plain):
         one.streams["update"].generator.manual_seed(3)
-        found.append(one.model_loss(batch, one.streams["update"].draw(one.noise_specs(T, B))))
+        found.append(one.objectives.model_loss(batch, one.streams["update"].draw(one.objectives.noise_specs(T, B))))
     (total, _, metrics), (less, _, others) = found
     assert_close(total - less, 0.3 * metrics["aux_value_loss"], rtol=1e-4, atol=1e-4)
     assert_close(metrics["aux_value_loss"], G * metrics["aux_value_ce/mean"])

@@ -538,8 +538,8 @@ def make(name, value="q", policy="squashed", spec=BOXES, **overrides):
 
 def policy_loss(agent, zs, batch, scale=2.5):
     agent.streams["update"].generator.manual_seed(3)
-    noise = agent.streams["update"].draw(agent.noise_specs(T, B))
-    return agent.policy_loss(zs, batch, torch.tensor(scale), noise)
+    noise = agent.streams["update"].draw(agent.objectives.noise_specs(T, B))
+    return agent.objectives.policy_loss(zs, batch, torch.tensor(scale), noise)
 
 
 def latents(agent, seed=1):
@@ -619,17 +619,45 @@ def test_an_update_with_the_noise_it_declares(name, value, policy, spec):
     assert all(not torch.equal(part, before[key]) for key, part in agent.model.named_parameters() if key.startswith("pi."))
 
 
+class Read(dict):
+    """Remembers which of its entries were looked at."""
+
+    def __init__(self, entries):
+        super().__init__(entries)
+        self.names = set()
+
+    def __getitem__(self, name):
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name, default=None):
+        self.names |= {name} & self.keys()
+        return super().get(name, default)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize(("name", "value", "policy", "spec"), CASES, ids=CASE_IDS)
-def test_noise_is_what_is_needed(name, value, policy, spec):
-    """Critics are drawn, and their dropout, where they are asked; the last latent takes part in max_q alone."""
-    model, latents = make(name, value, policy, spec).model, T + 1 if name == "max_q" else T
-    for dropout in (0.0, 0.2):
-        specs, keep = losses.policy_noise(PolicyConfig(objective=name), model, T, B, dropout)
-        found = {key: spec.shape for key, spec in (specs | keep).items()}
-        expected = {"pi_policy": (latents, B, 3)} | ({} if name == "kl_to_planner" else {"pi_critics": (2,)})
-        if dropout and value == "q" and name != "kl_to_planner":
-            expected["pi_keep"] = (2, latents, B, 16)
-        assert found == expected and keep.keys() <= {"pi_keep"}
+def test_noise_is_what_is_read(name, value, policy, spec, dropout):
+    """All that is declared and nothing else, for the latents that take part: the last one in max_q alone."""
+    agent = make(name, value, policy, spec, **{"model.dropout": dropout})
+    specs = losses.policy_noise(PolicyConfig(objective=name), agent.model, T, B, dropout)
+    noise = Read(agent.streams["update"].draw(specs))
+    agent.objectives.policy_loss(latents(agent), windows(discrete=spec.discrete), torch.tensor(2.5), noise)
+    assert noise.names == specs.keys()
+    steps = T + 1 if name == "max_q" else T
+    shapes = {"pi_policy": (steps, B, 3), "pi_critics": (2,), "pi_keep": (2, steps, B, 16)}
+    assert all(specs[key].shape == shapes[key] for key in specs)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.01, 0.2])
+def test_awac_compares_actions_under_the_same_dropout(dropout):
+    """An action that is the policy's own has no advantage."""
+    agent = make("awac", **{"model.dropout": dropout})
+    zs = latents(agent)
+    noise = agent.streams["update"].draw(agent.objectives.noise_specs(T, B))
+    batch = windows()._replace(action=agent.model.policy(zs[:-1], noise["pi_policy"]).action.detach())
+    _, metrics = agent.objectives.policy_loss(zs, batch, torch.tensor(1.0), noise)
+    assert metrics["pi_awac_weight"] == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("policy", ["squashed", "clipped"])

@@ -37,7 +37,7 @@ def windows(size=B, seed=2):
 
 def draw(agent, size=B):
     agent.streams["update"].generator.manual_seed(3)
-    return agent.streams["update"].draw(agent.noise_specs(T, size))
+    return agent.streams["update"].draw(agent.objectives.noise_specs(T, size))
 
 
 def taught(model, loss):
@@ -67,10 +67,10 @@ def test_each_term_teaches_exactly_its_groups(values, target):
     agent = make(**values, **{"value.target": target, "multi_gamma.enabled": True, "multi_gamma.gammas": ["primary", 0.9]})
     objectives, batch, noise = Objectives(agent.config, agent.model, agent.discount), windows(), draw(agent)
     rollout, batch = objectives.roll(batch, noise)
-    assert agent.terms.keys() == TERMS.keys()
+    assert agent.objectives.terms.keys() == TERMS.keys()
     for term, groups in TERMS.items():
         groups = tuple("v." if group == "q." and values else group for group in groups)
-        loss, metrics = agent.terms[term](agent.model, rollout, batch, noise)
+        loss, metrics = agent.objectives.terms[term](agent.model, rollout, batch, noise)
         assert taught(agent.model, loss.mean()) == {
             name for name, parameter in agent.model.named_parameters() if name.startswith(groups) and parameter.requires_grad
         }, term
@@ -192,11 +192,13 @@ def test_equal_members_are_one():
     several.model.load_state_dict(state)
     batch, noise = windows(), draw(one)
     thrice = {name: value if name.endswith("critics") else torch.cat([value] * 3, -2) for name, value in noise.items()}
-    assert {name: value.shape for name, value in thrice.items()} == {name: s.shape for name, s in several.noise_specs(T, B).items()}
+    assert {name: value.shape for name, value in thrice.items()} == {
+        name: s.shape for name, s in several.objectives.noise_specs(T, B).items()
+    }
     scale, found = torch.tensor(2.0), []
     for agent, own in ((one, noise), (several, thrice)):
-        loss, zs, metrics = agent.model_loss(batch, own)
-        pi_loss, _ = agent.policy_loss(zs, batch, scale, own)
+        loss, zs, metrics = agent.objectives.model_loss(batch, own)
+        pi_loss, _ = agent.objectives.policy_loss(zs, batch, scale, own)
         found.append((loss, metrics["td_target"], metrics["value_loss"], metrics["reward_loss"], zs[:, :B], zs[:, -B:]))
         assert pi_loss.isfinite()
     for left, right in zip(*found, strict=True):

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from worldmpc.report.compare import Comparison, compare, print_comparisons, to_json
+from worldmpc.report.compare import Comparison, compare, one_per_seed, print_comparisons, to_json
 from worldmpc.report.runs import Run
 
 MakeRun = Callable[..., Run]
@@ -120,10 +120,16 @@ def test_one_seed_found_twice_counts_once(make_run: MakeRun) -> None:
     assert "seed 2 was found twice" in row.notes[0]
 
 
+def test_one_seed_twice_in_runs_that_differ_says_in_what(make_run: MakeRun) -> None:
+    plain, other = (replace(run, overrides=own) for run, own in zip(seeds(make_run, [850.0] * 2), ({}, {"loss.rho": 0.6}), strict=True))
+    _, notes = one_per_seed([plain, replace(other, seed=plain.seed)])
+    assert notes[0].startswith("seed 1 was found twice in runs that differ in loss.rho, which need labels of their own; ")
+
+
 def test_different_overrides_are_flagged(make_run: MakeRun) -> None:
     overrides = [{}, {"planner.horizon": 5}, None]
     runs = [replace(run, overrides=own) for run, own in zip(seeds(make_run, [850.0] * 3), overrides, strict=True)]
-    assert one(runs).notes == ("the runs differ in planner.horizon",)
+    assert one(runs).notes == ("the runs differ in planner.horizon", "1 of 3 runs: it is not known what they change")
 
 
 def test_groups_print_and_json(make_run: MakeRun) -> None:

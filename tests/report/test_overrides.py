@@ -15,8 +15,29 @@ def test_a_preset_overrides_nothing(preset: str, agent: str) -> None:
     if preset == "tuned" and agent != "tdmpc2":
         pytest.skip("has no tuned settings")
     task = {"tuned": {"task": "gym/CartPole-v1"}, "cpu": {"task": "dmc/walker-walk"}}.get(preset, {})
-    own = {"seed": 3, "steps": 7, "label": "mine", "log.progress": "none", "threads": 1, "run_dir": "x"}
+    length = {} if preset == "tuned" else {"steps": 7}
+    own = {"seed": 3, **length, "label": "mine", "log.progress": "none", "threads": 1, "run_dir": "x"}
     assert overrides_of(make_config(preset, agent=agent, **task, **own).to_dict()) == {}
+
+
+@pytest.mark.parametrize(
+    ("preset", "own"),
+    [
+        ("tuned", {"task": "gym/CartPole-v1"}),
+        ("debug", {"agent": "dqn", "task": "gym/CartPole-v1"}),
+        ("debug", {"agent": "ppo", "ppo.anneal_clip": True}),
+        ("debug", {"optim.schedule": "linear"}),
+    ],
+)
+def test_the_length_of_a_run_counts_where_something_ends_with_it(preset, own) -> None:
+    assert overrides_of(make_config(preset, **own, steps=777).to_dict())["steps"] == 777
+
+
+def test_what_changes_no_result_does_not_count() -> None:
+    own = {"env.workers": "async", "env.num_envs": 2, "env.num_workers": 2, "train.until_return": 3.0, "eval.prior": False, "seed": 9}
+    logged = {"multi_gamma.enabled": True, "multi_gamma.gammas": ["primary", 0.9], "multi_gamma.debug_logging": True}
+    found = overrides_of(make_config("debug", **own, **logged).to_dict())
+    assert found == {"env.num_envs": 2, "multi_gamma.enabled": True, "multi_gamma.gammas": ["primary", 0.9]}
 
 
 def test_all_that_decides_about_results_is_found() -> None:

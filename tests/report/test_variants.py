@@ -113,13 +113,34 @@ def test_notes(runs: list[Run], make_runs: Callable[..., list[Run]]) -> None:
     few = make_runs([100.0], label="boom")
     notes = compare_variants([*mixed, *again, *few], replications=2).notes
     assert f"bmpc: mixes presets: cpu ({CARTPOLE}, {WALKER}), debug ({CARTPOLE}), default ({CARTPOLE}, {WALKER})" in notes
-    assert any(note.startswith(f"{CARTPOLE}, bmpc: seed 1 was found twice") for note in notes)
+    assert f"{CARTPOLE}: the variants differ in preset" in notes
+    assert any(note.startswith(f"{CARTPOLE}, bmpc: seed 1 was found twice") for note in compare_variants([*runs, runs[3]]).notes)
     assert f"{CARTPOLE}, boom: 1 seed; evidence needs at least 3" in notes
     changed = [replace(run, overrides={"loss.rho": 0.6} if run.seed == 1 else {}) for run in runs]
     assert f"{WALKER}, tdmpc2: the runs differ in loss.rho" in compare_variants(changed, replications=2).notes
     changed = [replace(run, overrides={"loss.rho": 0.6} if run.task == WALKER else {}) for run in runs]
     notes = compare_variants(changed, replications=2).notes
     assert "tdmpc2: tasks differ in loss.rho" in notes and not any("the runs differ" in note for note in notes)
+    changed = [replace(run, overrides={"env.action_repeat": 4, "loss.rho": 0.6} if run.label == "bmpc" else {}) for run in runs]
+    notes = compare_variants(changed, replications=2).notes
+    assert notes == tuple(f"{task}: the variants differ in env.action_repeat" for task in (CARTPOLE, WALKER))
+    changed = [replace(run, overrides=None if run.seed == 1 else {}) for run in runs]
+    assert f"{WALKER}, bmpc: 1 of 3 runs: it is not known what they change" in compare_variants(changed, replications=2).notes
+
+
+def test_runs_of_different_agents_under_one_label_all_count(runs: list[Run]) -> None:
+    """None is dropped as if it were the other, and the mixture is said."""
+    other = [replace(run, agent="boom") for run in runs if run.label == "bmpc"]
+    found = compare_variants([*runs, *other], replications=2)
+    assert found.tasks[0].variants[1].seeds == (1, 2, 3, 1, 2, 3)
+    assert any(note.startswith("bmpc: mixes agents: boom") for note in found.notes)
+
+
+def test_the_area_of_other_grids_says_so(runs: list[Run], make_run: Callable[..., Run]) -> None:
+    seldom = [make_run([(0, 3.0), (100_000, 900.0)], task=CARTPOLE, label="seldom", seed=seed) for seed in (1, 2, 3)]
+    found = compare_variants([*runs, *seldom], replications=2)
+    assert found.tasks[0].steps == (100_000,)
+    assert f"{CARTPOLE}: the area takes the 1 steps that all runs have in common, of up to 2 that some were evaluated at" in found.notes
 
 
 def test_nan_is_shown_as_missing(make_runs: Callable[..., list[Run]]) -> None:
@@ -174,7 +195,8 @@ def test_blocks(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{head}| tdmpc2 | 3 | **800** (700..900) | 600 | 640 | `results/variants/tdmpc2.csv` |" in late
     assert f"{head}| TD-MPC2 (published, 5M, 3 seeds) | 3 | 839 (790..868) | - | - | - |" in late
     assert "| bmpc | 0.7" in late and "| 0.75 [" in late and "Aggregated over 2 tasks: dmc/cartpole-swingup, dmc/walker-walk." in late
-    assert f"None at this step: TD-MPC2 (published, 5M, 3 seeds) on {CARTPOLE}, boom (published) on {CARTPOLE}" in early
+    assert f"No published point at this step: TD-MPC2 (published, 5M, 3 seeds) on {CARTPOLE}, TD-MPC2 (published" in early
+    assert f"No published curve of this task: boom (published) on {CARTPOLE}, boom (published) on {WALKER}." in early
     assert "| boom (published)" not in early
     for lines in ([line for line in part.splitlines() if line.startswith("|")] for part in (late, early)):
         assert {line.count("|") for line in lines} == {9, 6}
@@ -213,6 +235,9 @@ def test_runs_that_have_just_begun_are_left_out(runs: list[Run], make_run: Calla
     found = compare_variants([*runs, begun])
     assert found.tasks == compare_variants(runs).tasks
     assert any("left out, as it has no evaluation behind step 0 yet" in note for note in found.notes)
+    only = [make_run([(0, 3.0)], task=CARTPOLE, seed=5), *(run for run in runs if run.label == "bmpc")]
+    with pytest.raises(RunError, match=r"no runs of 'tdmpc2'; there are bmpc, and 1 without an evaluation behind step 0"):
+        compare_variants(only)
 
 
 def test_a_short_run_is_named(runs: list[Run], make_run: Callable[..., Run]) -> None:

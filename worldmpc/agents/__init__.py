@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from worldmpc.config import LATENT, RunConfig
+from worldmpc.config import LATENT, RunConfig, updates_worth
 from worldmpc.types import Agent, EnvSpec
 
 CLASSES = {
@@ -32,5 +32,5 @@ def make_agent(config: RunConfig, spec: EnvSpec, device: torch.device | str = "c
     module, _, name = CLASSES[config.agent].partition(":")
     kind = getattr(importlib.import_module(module), name)
     decisions = math.ceil(config.steps / spec.action_repeat)
-    total_updates = kind.count_updates(config, decisions) if hasattr(kind, "count_updates") else int(decisions * config.train.utd)
+    total_updates = kind.count_updates(config, decisions) if hasattr(kind, "count_updates") else updates_worth(decisions, config.train.utd)
     return kind(config, spec, device, total_updates=max(total_updates, 1))

@@ -38,6 +38,8 @@ class Stack:
         first = agents[0] if agents else None
         if first is None or any(agent.spec != first.spec or _without_seed(agent) != _without_seed(first) for agent in agents):
             raise ValueError("stack: expected at least one agent, and agents that differ in their seed alone")
+        if any(_slots(agent) != _slots(first) for agent in agents):
+            raise ValueError("stack: the agents have other loss terms, weights or objectives than the first one; give them the same ones")
         self.agents = list(agents)
         self._verbs = _Verbs(first)
         learners = [agent.learner for agent in agents]
@@ -64,17 +66,22 @@ class Stack:
             for agent in agents:
                 agent.model.reset_last_layers(update)
 
+        def check() -> None:
+            for learner in learners:
+                learner.check()
+
         compiled = first.config.compile
         self.learner = Learner(
             first.config,
-            maybe_compile(lambda batch, noise: self._call("model_loss", batch, noise), compiled),
-            maybe_compile(lambda zs, batch, scale, noise: self._call("policy_loss", zs, batch, scale, noise), compiled),
+            maybe_compile(lambda batch, noise: self._call("objectives.model_loss", batch, noise), compiled),
+            maybe_compile(lambda zs, batch, scale, noise: self._call("objectives.policy_loss", zs, batch, scale, noise), compiled),
             model_optimizer,
             policy_optimizer,
             update_target,
             scale,
             policy_from=learners[0].policy_from,
             reset=reset,
+            check=check,
         )
         self.learner.skipped, self.learner.updates = skipped, learners[0].updates
         self._plan = maybe_compile(lambda obs, state, noise: self._call("plan", obs, state, noise, explore=True), compiled)
@@ -98,7 +105,7 @@ class Stack:
     def update(self, batches: Sequence[SequenceBatch]) -> list[Metrics]:
         """Do one update of every seed on its own batch; return the metrics of each."""
         steps, batch_size = batches[0].reward.shape
-        noise = _stacked([agent.streams["update"].draw(agent.noise_specs(steps, batch_size)) for agent in self.agents])
+        noise = _stacked([agent.streams["update"].draw(agent.objectives.noise_specs(steps, batch_size)) for agent in self.agents])
         return self.update_with_noise(_stacked(batches), noise)
 
     def update_with_noise(self, batch: SequenceBatch, noise: Noise) -> list[Metrics]:
@@ -125,7 +132,12 @@ class _Verbs(nn.Module):
         self.model, self._agent = agent.model, [agent]
 
     def forward(self, verb: str, *args: Any, **constants: Any) -> Any:
-        return getattr(self._agent[0], verb)(*args, **constants)
+        return operator.attrgetter(verb)(self._agent[0])(*args, **constants)
+
+
+def _slots(agent: TDMPC2) -> tuple[Any, ...]:
+    objectives = agent.objectives
+    return objectives.terms, objectives.weights, objectives.groups, objectives.policy
 
 
 def _without_seed(agent: TDMPC2) -> dict[str, Any]:

@@ -15,21 +15,20 @@ from torch import Tensor
 
 from worldmpc.agents.common import Streams, discount_of, restore, state_of, vector_dim
 from worldmpc.agents.planning import plan_output, plan_records, plan_replay
-from worldmpc.config import RunConfig, seed_decisions
+from worldmpc.config import RunConfig, seed_decisions, updates_worth
 from worldmpc.data.source import ReplaySource
 from worldmpc.functional import CapturedByShape, Compiled, maybe_compile
 from worldmpc.learners.objectives import Objectives
 from worldmpc.learners.reanalyze import Reanalyze
 from worldmpc.learners.trajectory_prior import make_prior
-from worldmpc.learners.world_model import Learner
+from worldmpc.learners.world_model import make_learner
 from worldmpc.models.auxiliary import check_record, make_auxiliary, record_of
 from worldmpc.models.packing import constant_parameters
 from worldmpc.models.proposals import WiderProposals
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec
-from worldmpc.optim import GroupOptimizer
 from worldmpc.planners import make_planner
-from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, Noise, PlanResult, PlanState, SequenceBatch
+from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, Model, Noise, PlanResult, PlanState, SequenceBatch
 
 
 class TDMPC2:
@@ -55,30 +54,23 @@ class TDMPC2:
         self.model.auxiliary = make_auxiliary(config.multi_gamma, self.model, self.discount)
         self.model.to(self.device)
         self.planner = make_planner(config.planner, spec.action_dim, self.discount, self.model.num_q, spec.discrete)
-        objectives = Objectives(config, self.model, self.discount)
-        self.terms, self.weights, self.noise_specs = objectives.terms, objectives.weights, objectives.noise_specs
-        self.model_loss, self.policy_loss, self.snapshot = objectives.model_loss, objectives.policy_loss, objectives.snapshot
-        seed_updates = int(seed_decisions(config, spec.episode_length) * config.train.utd) if config.policy.skip_seed_updates else 0
-        apart = self.model.last_layers if config.train.reset_every else ()
-        self.learner = Learner(
-            config,
-            maybe_compile(self.model_loss, config.compile),
-            maybe_compile(self.policy_loss, config.compile),
-            GroupOptimizer(self.model, objectives.groups, config.optim, total_updates=total_updates, apart=apart),
-            GroupOptimizer(self.model, {"pi.": 1.0}, config.optim, eps=1e-5, total_updates=total_updates, apart=apart),
-            self.model.update_target,
-            torch.ones((), device=self.device),
-            policy_from=seed_updates,
-            reset=self.model.reset_last_layers,
-        )
-        self.streams = Streams(config.seed, self.device, *(["reanalyze"] if config.reanalyze.interval else []))
+        self.objectives = Objectives(config, self.model, self.discount)
+        self._total_updates = total_updates
+        self.begin_learning()
+        self.streams = Streams(config.seed, self.device, "reanalyze")
         self.prior = make_prior(config, spec, self.model.latent_dim, self.device, total_updates)
         self.model.trajectory = None if self.prior is None else self.prior.model
-        self._plan = maybe_compile(self.planner.plan, config.compile)
+        self._plan = maybe_compile(self._refine, config.compile)
         how = {"explore": {"explore": True}, "eval": {"explore": False}, "anew": {"explore": False, "anew": True}}
         self._verbs: dict[str, Callable[..., PlanResult]] = {name: functools.partial(self.plan, **kind) for name, kind in how.items()}
         if config.cuda_graph:
             self._verbs = {name: CapturedByShape(verb) for name, verb in self._verbs.items()}
+
+    def begin_learning(self) -> None:
+        """Learn anew with the networks and groups as they are now; for whoever has put others in their place."""
+        first = seed_decisions(self.config, self.spec.episode_length) if self.config.policy.skip_seed_updates else 0
+        updates = updates_worth(first, self.config.train.utd)
+        self.learner = make_learner(self.config, self.model, self.objectives, self._total_updates, updates)
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -113,10 +105,15 @@ class TDMPC2:
 
     def plan(self, obs: Tensor, state: PlanState, noise: Noise, explore: bool, anew: bool = False) -> PlanResult:
         """Encode observations [E, O] and plan from there; ``anew`` with the wider proposals of reanalysis."""
-        wide = self.config.reanalyze.log_std_min, self.config.reanalyze.log_std_max
-        model = WiderProposals(self.model, *wide) if anew else self.model
+        model = self._wider() if anew else self.model
         with constant_parameters(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.planner.precision == "bf16"):
             return self._plan(model, self.model.encode(obs), state, noise, explore)
+
+    def _wider(self) -> WiderProposals:
+        return WiderProposals(self.model, self.config.reanalyze.log_std_min, self.config.reanalyze.log_std_max)
+
+    def _refine(self, model: Model, z: Tensor, state: PlanState, noise: Noise, explore: bool) -> PlanResult:
+        return self.planner.plan(model, z, state, noise, explore)
 
     @torch.no_grad()
     def replan(self, obs: Tensor) -> dict[str, Tensor]:
@@ -128,12 +125,15 @@ class TDMPC2:
         """Return a replay of windows of ``config.window`` steps, with what plans leave in it."""
         config, replay = self.config, plan_replay(self.config, self.spec, num_envs, self.device)
         first = seed_decisions(config, self.spec.episode_length)
-        refresh = Reanalyze(config.reanalyze, replay, self.replan, self.learner.policy_from) if config.reanalyze.interval else None
+        refresh = None
+        if config.reanalyze.interval:
+            self._wider()  # or what cannot be done would show only once the first reanalysis is due
+            refresh = Reanalyze(config.reanalyze, replay, self.replan, self.learner.policy_from)
         return ReplaySource(replay, config.loss.batch_size, config.train.utd, first, generator, refresh=refresh)
 
     def update(self, batch: SequenceBatch) -> Metrics:
         """Do one published update: world model, then policy, then slow critics."""
-        return self.update_with_noise(batch, self.streams["update"].draw(self.noise_specs(batch.reward.shape[0], batch.reward.shape[1])))
+        return self.update_with_noise(batch, self.streams["update"].draw(self.objectives.noise_specs(*batch.reward.shape)))
 
     def update_with_noise(self, batch: SequenceBatch, noise: Noise) -> Metrics:
         """Do one update with given noise; a loss or gradient that is not finite, or a loss above ``train.max_loss``, is not applied."""

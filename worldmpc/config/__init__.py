@@ -18,6 +18,7 @@ from worldmpc.config.run import (
     plans,
     seed_decisions,
     unknown_key,
+    updates_worth,
 )
 from worldmpc.config.sections import (
     MODEL_SIZES,
@@ -88,6 +89,7 @@ __all__ = [
     "preset_values",
     "resolve_model",
     "seed_decisions",
+    "updates_worth",
     "sweep_overrides",
     "unknown_key",
     "uses_plans",

@@ -7,6 +7,7 @@ import difflib
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Literal
 
 from worldmpc.config.base import ConfigError, build, hints, key, lookup, merge, nest
@@ -155,6 +156,12 @@ def seed_decisions(config: RunConfig, episode_length: int | None) -> int:
     if config.train.seed_decisions is not None:
         return config.train.seed_decisions
     return max(1000, 5 * (episode_length or 0))
+
+
+def updates_worth(decisions: int, utd: float | Fraction) -> int:
+    """Return how many updates a number of decisions is worth, exactly in decimal: 100 at 0.29 are 29, in floating point only 28."""
+    ratio = Fraction(str(utd))
+    return decisions * ratio.numerator // ratio.denominator
 
 
 def plans(config: RunConfig) -> bool:

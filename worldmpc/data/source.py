@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldmpc.config import ConfigError
+from worldmpc.config import ConfigError, updates_worth
 from worldmpc.data.replay import Replay
 from worldmpc.types import Batch, SequenceBatch, Transition
 
@@ -63,8 +63,6 @@ class ReplaySource:
         self.updates = 0
         self.resume_at = 0
         self.forgone = 0
-        # Exact in decimal: 100 decisions at 0.29 are 29 updates, in floating point only 28.
-        self._ratio = Fraction(str(utd))
 
     def start_over(self) -> None:
         """Go on with an empty replay: collect for another seed phase before the next update, and do not catch up on those missed."""
@@ -150,7 +148,7 @@ class ReplaySource:
 
     def _worth(self, decisions: int) -> int:
         """Return how many updates a number of decisions is worth."""
-        return decisions * self._ratio.numerator // self._ratio.denominator
+        return updates_worth(decisions, self.utd)
 
 
 class NoSource:

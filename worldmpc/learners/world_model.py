@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from worldmpc.config import RunConfig
-from worldmpc.functional import Captured, Compiled
+from worldmpc.functional import Captured, Compiled, maybe_compile
+from worldmpc.learners.objectives import Objectives
 from worldmpc.models.packing import constant_parameters
-from worldmpc.optim import GroupOptimizer
+from worldmpc.models.world_model import WorldModel
+from worldmpc.optim import GroupOptimizer, check_all_learn
 from worldmpc.types import Metrics, Noise, SequenceBatch
 
 ModelLoss = Callable[[SequenceBatch, Noise], tuple[Tensor, Tensor, Metrics]]
@@ -36,6 +38,7 @@ class Learner:
         scale: running range of values [*N].
         policy_from: updates of the world model alone before the policy learns as well.
         reset: draws anew, in the update of the given number, what the optimizers hold apart.
+        check: raises where networks and optimizers no longer belong together; called in the first update, and where one fails.
     """
 
     def __init__(
@@ -50,19 +53,27 @@ class Learner:
         *,
         policy_from: int = 0,
         reset: Callable[[int], None],
+        check: Callable[[], None],
     ) -> None:
         self.config = config
         self.model_loss, self.policy_loss, self.update_target = model_loss, policy_loss, update_target
         self.model_optimizer, self.policy_optimizer = model_optimizer, policy_optimizer
         self.scale, self.skipped = scale, torch.zeros_like(scale)
-        self.policy_from, self.reset = policy_from, reset
-        self.updates = 0
+        self.policy_from, self.reset, self.check = policy_from, reset, check
+        self.updates, self._checked = 0, False
         self._steps: dict[bool, Callable[..., Metrics]] = {policy: functools.partial(self.step, policy=policy) for policy in (True, False)}
         if config.cuda_graph:
             self._steps = {policy: Captured(step) for policy, step in self._steps.items()}
 
     def update(self, batch: SequenceBatch, noise: Noise) -> Metrics:
-        """Do one update; a loss or gradient that is not finite, or a loss above ``train.max_loss``, is not applied, in no seed."""
+        """Do one update; a loss or gradient that is not finite, or a loss above ``train.max_loss``, is not applied, in no seed.
+
+        Raises:
+            ValueError: a parameter that learns nothing, or a network that was replaced since the learner was made.
+        """
+        if not self._checked:
+            self.check()
+            self._checked = True
         self.model_optimizer.schedule(self.updates)
         self.policy_optimizer.schedule(self.updates)
         every = self.config.train.reset_every
@@ -70,7 +81,11 @@ class Learner:
             self.reset(self.updates)
             self.model_optimizer.forget()
             self.policy_optimizer.forget()
-        metrics = self._steps[self.updates >= self.policy_from](batch, noise)
+        try:
+            metrics = self._steps[self.updates >= self.policy_from](batch, noise)
+        except RuntimeError:
+            self.check()  # autograd does not say that a network was replaced
+            raise
         self.updates += 1
         return metrics
 
@@ -139,3 +154,30 @@ class Learner:
 
     def _diverged(self, loss: Tensor) -> Tensor:
         return (~(loss.detach().abs() < self.config.train.max_loss)).to(loss.dtype)
+
+
+def make_learner(config: RunConfig, model: WorldModel, objectives: Objectives, total_updates: int, policy_from: int = 0) -> Learner:
+    """Return the learner of one agent, which has not learned anything yet.
+
+    Args:
+        config: of the run.
+        model: with all networks that are to learn.
+        objectives: read in every update.
+        total_updates: length of the learning-rate schedule.
+        policy_from: updates of the world model alone before the policy learns as well.
+    """
+    apart = model.last_layers if config.train.reset_every else ()
+    optimizer = GroupOptimizer(model, objectives.groups, config.optim, total_updates=total_updates, apart=apart)
+    policy = GroupOptimizer(model, {"pi.": 1.0}, config.optim, eps=1e-5, total_updates=total_updates, apart=apart)
+    return Learner(
+        config,
+        maybe_compile(objectives.model_loss, config.compile),
+        maybe_compile(objectives.policy_loss, config.compile),
+        optimizer,
+        policy,
+        model.update_target,
+        torch.ones((), device=optimizer.flats[0].device),
+        policy_from=policy_from,
+        reset=model.reset_last_layers,
+        check=functools.partial(check_all_learn, model, (optimizer, policy), apart_from=("trajectory.",)),
+    )

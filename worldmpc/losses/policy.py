@@ -85,17 +85,16 @@ def coefficients(config: PolicyConfig, loss: LossConfig, planner: PlannerConfig,
     return Coefficients(loss.rho, loss.entropy_coef, loss.tau, prior, config.scale_threshold, planner.min_std, config.awac_temperature)
 
 
-def policy_noise(
-    config: PolicyConfig, model: WorldModel, length: int, batch_size: int, dropout: float
-) -> tuple[dict[str, NoiseSpec], dict[str, NoiseSpec]]:
-    """Declare the noise of an objective on latents of ``length`` steps: draws, and dropout factors."""
+def policy_noise(config: PolicyConfig, model: WorldModel, length: int, batch_size: int, dropout: float) -> dict[str, NoiseSpec]:
+    """Declare the noise that an objective reads, on latents of ``length`` steps; values of one-hot actions are not sampled."""
     latents = length + 1 if config.objective == "max_q" else length
-    specs = {"pi_policy": NoiseSpec("normal", (latents, batch_size, model.action_dim))}
-    if config.objective == "kl_to_planner":
-        return specs, {}
-    specs["pi_critics"] = NoiseSpec("subset", (2,), model.num_q)
-    keep = {"pi_keep": NoiseSpec("keep", (2, latents, batch_size, model.hidden_dim), dropout)} if dropout else {}
-    return specs, {} if model.state_values else keep
+    valued = config.objective not in (("kl_to_planner", "bc") if model.discrete else ("kl_to_planner",))
+    specs = {} if model.discrete else {"pi_policy": NoiseSpec("normal", (latents, batch_size, model.action_dim))}
+    if valued:
+        specs["pi_critics"] = NoiseSpec("subset", (2,), model.num_q)
+    if valued and dropout and not model.discrete and not model.state_values:
+        specs["pi_keep"] = NoiseSpec("keep", (2, latents, batch_size, model.hidden_dim), dropout)
+    return specs
 
 
 def max_q(model: WorldModel, zs: Tensor, batch: SequenceBatch, scale: Tensor, coefs: Coefficients, noise: Noise) -> tuple[Tensor, Metrics]:
@@ -162,7 +161,7 @@ def awac(model: WorldModel, zs: Tensor, batch: SequenceBatch, scale: Tensor, coe
     """Likelihood of the action that was taken, weighted by exp(advantage / temperature), clipped (Nair et al. 2020)."""
     with torch.no_grad():
         sample, values, scale = _values(model, zs[:-1], scale, coefs, noise)
-        taken = model.q_values(zs[:-1], batch.action, noise["pi_critics"]).mean(0)
+        taken = model.q_values(zs[:-1], batch.action, noise["pi_critics"], noise.get("pi_keep")).mean(0)  # with the same dropout
         share = torch.exp((taken - values) / scale / coefs.awac_temperature).clamp(*AWAC_WEIGHTS)
     loss = -share * model.policy_log_prob(zs[:-1], batch.action) * time_weights(coefs.rho, batch.mask)
     return loss.mean(), _metrics(sample, scale) | {"pi_awac_weight": share.mean()}

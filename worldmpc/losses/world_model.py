@@ -99,7 +99,7 @@ def weighted_sum(
     """Evaluate all terms and sum their means with their weights -> loss [], metrics ``<term>_loss`` and those of the terms.
 
     Raises:
-        ValueError: a term without a weight, or a weight without a term.
+        ValueError: a term without a weight, a weight without a term, a term that is not [T, B], or a metric of a name that is taken.
     """
     if terms.keys() != weights.keys():
         raise ValueError(f"loss terms and weights differ: {sorted(terms.keys() ^ weights.keys())}")
@@ -107,7 +107,13 @@ def weighted_sum(
     metrics: Metrics = {}
     for name, term in terms.items():
         loss, extra = term(model, rollout, batch, noise)
+        if loss.shape != batch.reward.shape:
+            shapes = f"{list(batch.reward.shape)}, a number for each step, got {list(loss.shape)}"
+            raise ValueError(f"loss term '{name}': expected {shapes}; the mean is taken later, and rollout.time_weight leaves padding out")
         mean = loss.mean()
         total = total + weights[name] * mean
-        metrics |= {f"{name}_loss": mean.detach(), **extra}
+        found = {f"{name}_loss": mean.detach(), **extra}
+        if taken := sorted(metrics.keys() & found.keys()) or sorted(extra.keys() & {f"{name}_loss", "total_loss"}):
+            raise ValueError(f"loss term '{name}': metrics of the names {', '.join(taken)} are there already; use others")
+        metrics |= found
     return total, metrics | {"total_loss": total.detach()}

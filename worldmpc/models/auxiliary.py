@@ -48,7 +48,7 @@ class ValueHeads(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """[..., Z] -> [..., G, K]."""
         logits = torch.cat([layer(z) for layer in self.layers], -1) if len(self.layers) > 1 else self.layers[0](z)
-        return logits.unflatten(-1, (-1, self.num_bins))
+        return logits.to(z.dtype).unflatten(-1, (-1, self.num_bins))  # a linear layer alone is left in bfloat16 by autocast
 
 
 class AuxiliaryValues(nn.Module):

@@ -83,14 +83,18 @@ class TwoHot(nn.Module):
 
     def plain_decode(self, logits: Tensor) -> Tensor:
         """Do what :meth:`decode` does by PyTorch's functions."""
-        return symexp((logits.softmax(-1) * self.bins).sum(-1))  # no matrix product, which autocast would round
+        return symexp((self._exact(logits).softmax(-1) * self.bins).sum(-1))  # no matrix product, which autocast would round
 
     def plain_loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Do what :meth:`loss` does by PyTorch's functions."""
         lower, weight = self.position(x)
         pair = torch.stack((lower, lower + 1), -1).expand(*logits.shape[:-1], 2)
-        low, high = logits.log_softmax(-1).gather(-1, pair).unbind(-1)
+        low, high = self._exact(logits).log_softmax(-1).gather(-1, pair).unbind(-1)
         return -torch.lerp(low, high, weight)
+
+    def _exact(self, logits: Tensor) -> Tensor:
+        """Logits at least as exact as the bins: what autocast rounded is not rounded any more."""
+        return logits.to(torch.promote_types(logits.dtype, self.bins.dtype))
 
 
 def _prepare(logits: Tensor, head: TwoHot) -> tuple[native.Library, native.CTwoHot]:

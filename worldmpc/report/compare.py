@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from worldmpc.report.cells import rounded, span
 from worldmpc.report.overrides import different
 from worldmpc.report.reference import DEFAULT_ALGORITHM, Curve, Point, reference_curve
 from worldmpc.report.runs import Evaluation, Kind, Run
@@ -89,9 +90,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("gate")
     for row in comparisons:
-        published = [_round(row.reference.mean), _span(row.reference.min, row.reference.max)] if row.reference else ["-", "-"]
+        published = [rounded(row.reference.mean), span(row.reference.min, row.reference.max)] if row.reference else ["-", "-"]
         gate = {True: "[green]pass[/green]", False: "[red]FAIL[/red]", None: "-"}[row.passed]
-        ours = [_round(row.mean), _span(row.min, row.max), _round(row.prior_mean)]
+        ours = [rounded(row.mean), span(row.min, row.max), rounded(row.prior_mean)]
         table.add_row(row.task, row.kind.name, f"{row.step:,}", str(len(row.seeds)), *ours, *published, gate)
     return table
 
@@ -128,7 +129,9 @@ def one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
             continue
         kept, dropped = (other, run) if other.env_steps >= run.env_steps else (run, other)
         best[run.seed] = kept
-        notes.append(f"seed {run.seed} was found twice; {kept.source} counts, {dropped.source} does not")
+        names = different([kept.overrides, dropped.overrides])
+        apart = f" in runs that differ in {', '.join(names)}, which need labels of their own" if names else ""
+        notes.append(f"seed {run.seed} was found twice{apart}; {kept.source} counts, {dropped.source} does not")
     return [best[seed] for seed in sorted(best)], notes
 
 
@@ -210,9 +213,10 @@ def _step_notes(runs: Sequence[Run], rows: Sequence[Evaluation | None], step: in
 
 
 def config_notes(runs: Sequence[Run]) -> list[str]:
-    """Return a note on keys in which runs differ: overrides of one preset, whose mean would be of different things."""
-    names = different([run.overrides for run in runs])
-    return [f"the runs differ in {', '.join(names)}"] if names else []
+    """Return notes on keys in which runs differ or may: overrides of one preset, whose mean would be of different things."""
+    names, unknown = different([run.overrides for run in runs]), sum(run.overrides is None for run in runs)
+    notes = [f"the runs differ in {', '.join(names)}"] if names else []
+    return [*notes, f"{unknown} of {len(runs)} runs: it is not known what they change"] if 0 < unknown < len(runs) else notes
 
 
 def _grid(curve: Curve) -> str:
@@ -227,14 +231,6 @@ def _mean(values: Sequence[float]) -> float:
 def _extreme(pick: Any, values: Sequence[float]) -> float:
     """Min or max that does not hide a NaN."""
     return math.nan if any(math.isnan(value) for value in values) else pick(values)
-
-
-def _round(value: float) -> str:
-    return f"{value:.0f}" if math.isfinite(value) else "-"
-
-
-def _span(low: float, high: float) -> str:
-    return f"{_round(low)}..{_round(high)}"
 
 
 def _plain(value: Any) -> Any:

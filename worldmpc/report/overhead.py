@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from worldmpc.report.runs import RunError
 
 SCHEMA = "worldmpc.overhead/1"
 """What every record says about itself."""
-_BASELINE = {"A0", "tdmpc2"}
-"""Labels without a change, which all others are held against."""
+_ABLATION = re.compile(r"A[0-9]")
+"""Labels that are held against A0; all others against tdmpc2."""
 
 
 def overhead_table(words: str) -> str:
@@ -35,15 +36,15 @@ def overhead_table(words: str) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file}: no record of benchmarks.overhead ({error!r})") from error
     text = (
-        "Median milliseconds, measured in turns; an update holds its share of reanalyses. Beside them the change against the same without "
-        "variants. Memory: parameters, slow copies and Adam's moments."
+        "Median milliseconds, measured in turns; an update holds its share of reanalyses. Beside them the change: of `A1` and on against "
+        "`A0`, of the others against `tdmpc2`. Memory: parameters, slow copies and Adam's moments."
     )
     return "\n".join([*lines, "", text, "", where + "."])
 
 
 def _cells(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> list[str]:
     label = row["label"]
-    base = next(rows[name] for name in rows if name in _BASELINE and (name == "A0") == (label[0] == "A"))
+    base = rows["A0" if _ABLATION.match(label) else "tdmpc2"]
     update, plan = row["update_ms"], row["plan"]["median_ms"]
     changes = (update / base["update_ms"] - 1, plan / base["plan"]["median_ms"] - 1)
     shown = ["" if row is base else f"{change:+.0%}" for change in changes]

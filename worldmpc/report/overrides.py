@@ -10,8 +10,11 @@ from worldmpc.config import AGENTS, PRESETS, RunConfig, merge, preset_values
 
 _NAMED = ("task", "agent", "preset", "label", "planner.name")
 """What results have columns for."""
-_NOT_SCIENCE = ("seed", "run_dir", "resume", "steps", "device", "threads", "log.", "checkpoint.", "eval.video", "replay.storage_device")
-"""What runs of one name may differ in."""
+_NOT_SCIENCE = (
+    *("seed", "seeds", "run_dir", "resume", "device", "threads", "log", "checkpoint", "eval.video", "eval.prior", "replay.storage_device"),
+    *("env.workers", "env.num_workers", "train.until_return", "multi_gamma.debug_logging", "multi_gamma.log_num_examples"),
+)
+"""Keys and sections in which runs of one name may differ, as they change no result at a given step."""
 
 
 def overrides_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,11 +25,18 @@ def overrides_of(config: Mapping[str, Any]) -> dict[str, Any]:
     agent, preset, task = config.get("agent"), config.get("preset"), config.get("task")
     known = agent in AGENTS and (preset in PRESETS or preset == "tuned")
     usual = _flatten(merge(RunConfig().to_dict(), preset_values(str(preset), str(agent), task) if known else {}))
+    own = _flatten(config)
+    free = {*_NAMED, *_NOT_SCIENCE} | (set() if _depends_on_length(own) else {"steps"})
     return {
         name: value
-        for name, value in _flatten(config).items()
-        if not name.startswith((*_NAMED, *_NOT_SCIENCE)) and (name not in usual or json.dumps(value) != json.dumps(usual[name]))
+        for name, value in own.items()
+        if name not in free and name.split(".")[0] not in free and (name not in usual or json.dumps(value) != json.dumps(usual[name]))
     }
+
+
+def _depends_on_length(config: Mapping[str, Any]) -> bool:
+    """Return whether a run of another length is another one at the same step: a schedule or exploration ends with the run."""
+    return config.get("optim.schedule") in ("cosine", "linear") or config.get("agent") == "dqn" or bool(config.get("ppo.anneal_clip"))
 
 
 def different(overrides: Sequence[Mapping[str, Any] | None]) -> list[str]:

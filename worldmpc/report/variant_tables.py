@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from worldmpc.report.cells import escaped, rounded, span
 from worldmpc.report.compare import MIN_SEEDS
 from worldmpc.report.reference import DEFAULT_ALGORITHM
 from worldmpc.report.runs import RunError, load_results
 from worldmpc.report.statistics import Estimate
-from worldmpc.report.variants import DEFAULT_BASELINE, Aggregate, Published, TaskComparison, Variant, VariantComparison, compare_variants
+from worldmpc.report.variants import DEFAULT_BASELINE, Aggregate, Published, TaskComparison, VariantComparison, compare_variants
 
 
 def print_variants(comparison: VariantComparison, console: Console | None = None) -> None:
@@ -67,11 +68,13 @@ def _task_table(task: TaskComparison) -> Table:
         table.add_column(name, justify="right")
     for row in task.variants:
         table.add_row(
-            Text(row.label), str(len(row.seeds)), *map(str, (_round(row.mean), _span(row), _round(row.area), _round(row.prior_mean)))
+            Text(row.label),
+            str(len(row.seeds)),
+            *map(str, (rounded(row.mean), span(row.min, row.max), rounded(row.area), rounded(row.prior_mean))),
         )
     for row in task.published:
         if row.point:
-            table.add_row(row.name, str(row.point.num_seeds or "-"), _round(row.point.mean), _band(row), "-", "-", style="dim")
+            table.add_row(row.name, str(row.point.num_seeds or "-"), rounded(row.point.mean), _band(row), "-", "-", style="dim")
     return table
 
 
@@ -92,26 +95,30 @@ def _tasks_markdown(tasks: Sequence[TaskComparison]) -> str:
         for row in task.variants:
             seeds = f"{len(row.seeds)}{' (*)' * (len(row.seeds) < MIN_SEEDS)}"
             cells = [
-                row.label.replace("|", "\\|"),
+                escaped(row.label),
                 seeds,
-                f"**{_round(row.mean)}** ({_span(row)})",
-                _round(row.area),
-                _round(row.prior_mean),
+                f"**{rounded(row.mean)}** ({span(row.min, row.max)})",
+                rounded(row.area),
+                rounded(row.prior_mean),
             ]
             lines.append("| " + " | ".join([task.task, f"{task.step:,}", *cells, ", ".join(f"`{one}`" for one in row.sources)]) + " |")
         for row in task.published:
             point = row.point
             if point is None:
                 continue
-            cells = [str(point.num_seeds or "-"), f"{_round(point.mean)} ({_band(row)})"]
+            cells = [str(point.num_seeds or "-"), f"{rounded(point.mean)} ({_band(row)})"]
             lines.append("| " + " | ".join([task.task, f"{task.step:,}", row.name, *cells, "-", "-", "-"]) + " |")
     text = (
         "Episode return of planning, for all runs of a task at the same simulator step: mean over seeds, lowest and highest seed. "
         "Area under the curve: mean of the returns at all steps in common up to there, without step 0. "
         "Published points are never interpolated."
     )
-    if missing := list(dict.fromkeys(f"{row.name} on {task.task}" for task in tasks for row in task.published if row.point is None)):
-        text += f" None at {'this step' if len({task.step for task in tasks}) == 1 else 'these steps'}: {', '.join(missing)}."
+    missing: dict[str, list[str]] = {}
+    for task in tasks:
+        for row in task.published:
+            if row.reason:
+                missing.setdefault(row.reason, []).append(f"{row.name} on {task.task}")
+    text += "".join(f" {reason[0].upper()}{reason[1:]}: {', '.join(names)}." for reason, names in missing.items())
     if any(len(row.seeds) < MIN_SEEDS for task in tasks for row in task.variants):
         text += f" (*) fewer than {MIN_SEEDS} seeds: an observation, not yet evidence."
     return "\n".join([*lines, "", text])
@@ -119,7 +126,7 @@ def _tasks_markdown(tasks: Sequence[TaskComparison]) -> str:
 
 def _aggregate_markdown(comparison: VariantComparison) -> str:
     lines = ["| " + " | ".join(["variant", *_aggregate_header(comparison)]) + " |", "|---|--:|--:|--:|--:|"]
-    lines += ["| " + " | ".join([row.label, *_aggregate_cells(row)]) + " |" for row in comparison.aggregate]
+    lines += ["| " + " | ".join([escaped(row.label), *_aggregate_cells(row)]) + " |" for row in comparison.aggregate]
     text = (
         f"{_title(comparison)}: {', '.join(comparison.aggregate_tasks)}. "
         f"IQM: interquartile mean of return / 1000 over all runs of all tasks. "
@@ -150,14 +157,6 @@ def _interval(estimate: Estimate, digits: int) -> str:
     return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
-def _span(row: Variant) -> str:
-    return f"{_round(row.min)}..{_round(row.max)}"
-
-
 def _band(row: Published) -> str:
     assert row.point is not None
-    return f"{_round(row.point.min)}..{_round(row.point.max)}{'' if row.band == 'seeds' else f', {row.band}'}"
-
-
-def _round(value: float) -> str:
-    return f"{value:.0f}" if math.isfinite(value) else "-"
+    return f"{span(row.point.min, row.point.max)}{'' if row.band == 'seeds' else f', {row.band}'}"

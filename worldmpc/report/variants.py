@@ -124,10 +124,13 @@ def compare_variants(
     runs = [run for run in runs if run not in begun]
     labels = sorted({run.label for run in runs}, key=lambda label: (label != baseline, label))
     if baseline not in labels:
-        raise RunError(f"baseline: no runs of '{baseline}'; there are {', '.join(labels) or 'none at all'}")
+        there = f"there are {', '.join(labels) or 'none at all'}"
+        only = f", and {len(begun)} without an evaluation behind step 0" if begun else ""
+        raise RunError(f"baseline: no runs of '{baseline}'; {there}{only}{f'; choose one, as in baseline={labels[0]}' if labels else ''}")
     groups, notes = _group(runs, labels)
     notes += [f"{run.source}: left out, as it has no evaluation behind step 0 yet" for run in begun]
     tasks = tuple(_compare_task(task, found, algorithms, at) for task, found in groups.items())
+    notes += [note for task in tasks for note in _sparse(task, groups[task.task])]
     used, why = _aggregate_tasks(groups, labels)
     notes += [*why, *(note for task in tasks for note in _short(task, groups[task.task]))] if at is None else why
     kept = [task for task in tasks if task.task in used]
@@ -146,14 +149,23 @@ def _group(runs: Sequence[Run], labels: Sequence[str]) -> tuple[_Groups, list[st
             found = [run for run in runs if (run.task, run.label) == (task, label)]
             if not found:
                 continue
-            seeds, doubled = one_per_seed(found)
+            kinds = [one_per_seed([run for run in found if run.kind == kind]) for kind in dict.fromkeys(run.kind for run in found)]
+            seeds, doubled = [run for kept, _ in kinds for run in kept], [note for _, notes in kinds for note in notes]
             groups.setdefault(task, {})[label] = seeds
             few = [f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; evidence needs at least {MIN_SEEDS}"] if len(seeds) < MIN_SEEDS else []
             notes += [f"{task}, {label}: {note}" for note in [*doubled, *config_notes(seeds), *few]]
             notes += [note for run in seeds for note in run.notes]
         if len({tuple(run.seed for run in seeds) for seeds in groups[task].values()}) > 1:
             notes.append(f"{task}: the variants' seeds differ")
+        notes += [f"{task}: the variants differ in {', '.join(names)}" for names in [_conditions(groups[task])] if names]
     return groups, notes
+
+
+def _conditions(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Names of what should be the same for all variants of a task and is not: the preset, and keys of environment and evaluation."""
+    runs = [run for group in groups.values() for run in group]
+    presets = ["preset"] if len({frozenset(run.preset for run in group) for group in groups.values()}) > 1 else []
+    return presets + [name for name in different([run.overrides for run in runs]) if name.startswith(("env.", "eval"))]
 
 
 def _mixture(runs: Sequence[Run]) -> list[str]:
@@ -196,6 +208,16 @@ def _short(task: TaskComparison, groups: Mapping[str, Sequence[Run]]) -> list[st
         return []
     first = ", ".join(str(source) for source, end in ends.items() if end == min(ends.values()))
     return [f"{task.task}: compared at {task.step:,}, where {first} ends; others reach {max(ends.values()):,}"]
+
+
+def _sparse(task: TaskComparison, groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Say where the area under the curve leaves out evaluations that some of the runs have."""
+    most = max(sum(0 < row.env_steps <= task.step for row in run.evals) for group in groups.values() for run in group)
+    if most == len(task.steps):
+        return []
+    return [
+        f"{task.task}: the area takes the {len(task.steps)} steps that all runs have in common, of up to {most} that some were evaluated at"
+    ]
 
 
 def _variant(label: str, runs: Sequence[Run], steps: Sequence[int]) -> Variant:

@@ -134,7 +134,7 @@ class SnapshotHook:
         stream = NoiseStream(agent.config.seed, "snapshot", state.decisions, device=agent.device)
         draw = torch.Generator().manual_seed(derive_seed(agent.config.seed, "snapshot windows", state.decisions))
         batch = source.replay.sample(torch.rand(agent.config.multi_gamma.log_num_examples, dtype=torch.float64, generator=draw))
-        found = self.snapshot(batch, stream.draw(agent.noise_specs(*batch.reward.shape)))
+        found = self.snapshot(batch, stream.draw(agent.objectives.noise_specs(*batch.reward.shape)))
         plain = {name: values.tolist() for name, values in found.items()}
         self.logger.log_snapshot(_counters(state) | {"gammas": list(agent.model.auxiliary.gammas), **plain})
 

@@ -167,7 +167,8 @@ class _Run:
             state.stop = self.evaluation.reached(state)
         store = CheckpointStore(self.folder / "checkpoints", keep=config.checkpoint.keep)
         self.saving = CheckpointHook(store, self.evaluation, self.throughput, config.checkpoint.every, config.checkpoint.replay, meta)
-        self.snapshots = [SnapshotHook(self.logger, config.eval_freq, state.agent.snapshot)] if _has_auxiliary(state.agent) else []  # type: ignore[attr-defined]
+        agent: Any = state.agent
+        self.snapshots = [SnapshotHook(self.logger, config.eval_freq, agent.objectives.snapshot)] if _has_auxiliary(agent) else []
         logging = LogHook(self.logger, self.throughput, config.log.every)
         self.hooks = (logging, *self.snapshots, self.evaluation, self.saving, *self._extra_hooks)
         _introduce(self.logger, state, config, self.total, self.folder, self.checkpoint)

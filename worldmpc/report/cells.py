@@ -1,0 +1,20 @@
+"""Numbers and names as tables show them."""
+
+from __future__ import annotations
+
+import math
+
+
+def rounded(value: float) -> str:
+    """Return a number without decimals, a dash where there is none."""
+    return f"{value:.0f}" if math.isfinite(value) else "-"
+
+
+def span(low: float, high: float) -> str:
+    """Return two numbers as ``low..high``."""
+    return f"{rounded(low)}..{rounded(high)}"
+
+
+def escaped(words: str) -> str:
+    """Return words as a cell of a markdown table."""
+    return words.replace("|", "\\|")
