@@ -24,7 +24,8 @@ from worldmpc.config import (
     plans,
     validate,
 )
-from worldmpc.config.readers import READERS
+from worldmpc.config.readers import CHOSEN, READERS
+from worldmpc.config.variants import auxiliary_warning
 
 FLOATS = [name for name, _ in flat_fields() if isinstance(lookup(RunConfig(), name), float)]
 
@@ -117,6 +118,7 @@ def test_keys_with_an_effect_are_not_refused() -> None:
             values = {key: lookup(config, key) for key in keys}
             assert keys and make_config(agent=agent, **values) == config
     assert make_config("tuned", agent="ppo", **{"env.discount": 0.9}).env.discount == 0.9  # over the preset's ppo.gamma
+    assert set(CHOSEN) | {choice for choice, _ in CHOSEN.values()} <= {name for name, _ in flat_fields()}
     odd = {"agent": "dqn", "planner": {"horizon": 9}}
     assert RunConfig.from_dict(odd).planner.horizon == 9
 
@@ -124,6 +126,23 @@ def test_keys_with_an_effect_are_not_refused() -> None:
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_minibatches_need_not_divide_a_rollout(num_envs: int) -> None:
     assert make_config(agent="ppo", **{"env.num_envs": num_envs, "ppo.minibatch_size": 100}).ppo.minibatch_size == 100
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warning"),
+    [
+        ({}, None),
+        (
+            {"multi_gamma.loss_weight": 0.1, "multi_gamma.head": "separate"},
+            "nothing reads multi_gamma.head, multi_gamma.loss_weight without",
+        ),
+        ({"multi_gamma.enabled": True, "multi_gamma.gammas": ["primary"]}, "holds the task's own discount alone"),
+        ({"multi_gamma.enabled": True, "multi_gamma.gammas": ["primary", 0.9], "multi_gamma.loss_weight": 0.1}, None),
+    ],
+)
+def test_auxiliary_values_without_effect_are_said(overrides: dict[str, Any], warning: str | None) -> None:
+    found = auxiliary_warning(make_config(**overrides).multi_gamma)
+    assert found is None if warning is None else warning in (found or "")
 
 
 def test_a_section_may_be_given_by_its_name() -> None:

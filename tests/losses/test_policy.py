@@ -642,7 +642,7 @@ def test_noise_is_what_is_read(name, value, policy, spec, dropout):
     agent = make(name, value, policy, spec, **{"model.dropout": dropout})
     specs = losses.policy_noise(PolicyConfig(objective=name), agent.model, T, B, dropout)
     noise = Read(agent.streams["update"].draw(specs))
-    agent.objectives.policy_loss(latents(agent), windows(discrete=spec.discrete), torch.tensor(2.5), noise)
+    agent.objectives.policy_loss(latents(agent), windows(3, discrete=spec.discrete), torch.tensor(2.5), noise)
     assert noise.names == specs.keys()
     steps = T + 1 if name == "max_q" else T
     shapes = {"pi_policy": (steps, B, 3), "pi_critics": (2,), "pi_keep": (2, steps, B, 16)}
@@ -655,7 +655,7 @@ def test_awac_compares_actions_under_the_same_dropout(dropout):
     agent = make("awac", **{"model.dropout": dropout})
     zs = latents(agent)
     noise = agent.streams["update"].draw(agent.objectives.noise_specs(T, B))
-    batch = windows()._replace(action=agent.model.policy(zs[:-1], noise["pi_policy"]).action.detach())
+    batch = windows(3)._replace(action=agent.model.policy(zs[:-1], noise["pi_policy"]).action.detach())
     _, metrics = agent.objectives.policy_loss(zs, batch, torch.tensor(1.0), noise)
     assert metrics["pi_awac_weight"] == pytest.approx(1.0, abs=1e-5)
 

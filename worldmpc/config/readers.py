@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from worldmpc.config.base import ConfigError
+from worldmpc.config.base import ConfigError, lookup
 
 if TYPE_CHECKING:
     from worldmpc.config.run import RunConfig
@@ -47,8 +47,20 @@ READERS: dict[str, tuple[str, ...]] = {
 """Section or key -> the agents that read it; a key's own entry comes before its section's, and what is in neither is for all."""
 
 
+CHOSEN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "value.n_step": ("value.target", ("n_step",)),
+    "value.lam": ("value.target", ("td_lambda",)),
+    "value.td_horizon": ("value.target", ("model",)),
+    "policy.prior_coef": ("policy.objective", ("max_q+planner_prior", "max_q+weighted_prior", "max_q+bc")),
+    "policy.scale_threshold": ("policy.objective", ("max_q+planner_prior", "max_q+weighted_prior")),
+    "policy.awac_temperature": ("policy.objective", ("awac",)),
+}
+"""Key -> the key that chooses a slot, and the choices that read the first one."""
+_REANALYZE = ("reanalyze.batch_size", "reanalyze.log_std_min", "reanalyze.log_std_max")
+
+
 def check_readers(config: RunConfig, given: Mapping[str, Any]) -> None:
-    """Check that a configuration's agent reads the keys that somebody set, nested as in a configuration.
+    """Check that a configuration's agent, as its slots are chosen, reads the keys that somebody set, nested as in a configuration.
 
     Raises:
         ConfigError: it never reads one of them; the message says who does, or what takes its place.
@@ -58,10 +70,23 @@ def check_readers(config: RunConfig, given: Mapping[str, Any]) -> None:
         readers = READERS.get(name, READERS.get(name.partition(".")[0], (agent,)))
         if agent not in readers:
             raise ConfigError(f"{name}: agent={agent} never reads it; leave it out, or use agent={_choice(readers)}")
+        if name in (*CHOSEN, *_REANALYZE) and lookup(config, name) != lookup(type(config)(), name):
+            _check_choice(config, name)
     if "multi_gamma.gammas" in names and config.multi_gamma.gammas and not config.multi_gamma.enabled:
         raise ConfigError("multi_gamma.gammas: nothing learns these discounts; add multi_gamma.enabled=true, or leave them out")
     if "ppo.gamma" in names and config.env.discount is not None:
         raise ConfigError(f"ppo.gamma: env.discount={config.env.discount:g} takes its place; leave one of them out")
+
+
+def _check_choice(config: RunConfig, name: str) -> None:
+    """Check that the slot which a key belongs to is chosen such that it reads it."""
+    if name in _REANALYZE:
+        if not config.reanalyze.interval:
+            raise ConfigError(f"{name}: nothing is planned anew with reanalyze.interval=0; leave it out, or use reanalyze.interval=10")
+        return
+    choice, choices = CHOSEN[name]
+    if (now := lookup(config, choice)) not in choices:
+        raise ConfigError(f"{name}: {choice}={now} never reads it; leave it out, or use {choice}={_choice(choices)}")
 
 
 def _names(given: Mapping[str, Any]) -> Iterator[str]:

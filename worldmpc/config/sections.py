@@ -209,9 +209,12 @@ class PolicyConfig:
         "to the action taken; bc: that likelihood alone; awac: likelihood of the action taken, weighted by its advantage",
     )
     prior_coef: float | None = key(
-        None, "weight of the planner's part beside max_q; null: published: planner_prior A/61, weighted_prior A/50, bc 1 (A actions)"
+        None,
+        "weight of the part beside max_q; null: published: max_q+planner_prior A/61, max_q+weighted_prior A/50 (A actions), max_q+bc 1",
     )
-    scale_threshold: float = key(2.0, "the planner's part beside max_q begins once the running scale of values exceeds this")
+    scale_threshold: float = key(
+        2.0, "max_q+planner_prior, max_q+weighted_prior: the planner's part begins once the running scale exceeds this"
+    )
     awac_temperature: float = key(0.3333, "awac: advantages, in units of the running scale, are divided by this")
     skip_seed_updates: bool = key(
         False, "leave the policy, and reanalyze, out of the updates that the seed phase is worth, when there are no plans yet"
@@ -253,7 +256,8 @@ class MultiGammaConfig:
     )
     head: Literal["joint", "separate"] = key("joint", "joint: one network on the latent for all; separate: one for each")
     hidden_layers: int = key(
-        0, "hidden layers of that network; 0: it is linear (seed), and flattens latents where values are all the same; critics have 2"
+        0,
+        "hidden layers of that network; 0: linear, as first proposed, which flattens latents where values are all the same; critics have 2",
     )
     bootstrap: Literal["self", "primary"] = key(
         "self", "value of the next latent in the targets: self: a slow copy of the same head; primary: the slow critics"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from worldmpc.config.base import ConfigError
@@ -95,6 +96,8 @@ def auxiliary_gammas(config: MultiGammaConfig, primary: float | None = None) -> 
     for gamma in gammas:
         if gamma != "primary" and not 0 < gamma < 1:
             raise ConfigError(f"multi_gamma.gammas: expected discounts in (0, 1), got {gamma:g}")
+    if "primary" in rest and first != "primary":
+        raise ConfigError(f"multi_gamma.gammas: primary, the task's own discount, must be the first one, got {list(gammas)}")
     if "primary" in rest or len({f"{gamma:g}" for gamma in rest}) < len(rest):
         raise ConfigError(f"multi_gamma.gammas: expected different auxiliary discounts, got {list(gammas)}")
     if primary is not None and first != "primary" and abs(first - primary) > 1e-6:
@@ -105,7 +108,10 @@ def auxiliary_gammas(config: MultiGammaConfig, primary: float | None = None) -> 
 
 
 def auxiliary_warning(config: MultiGammaConfig) -> str | None:
-    """Return what somebody must know who enabled auxiliary values and gave the task's discount alone, else None."""
-    if not config.enabled or len(config.gammas) != 1:
+    """Return what somebody must know whose settings of auxiliary values are without effect, else None."""
+    if not config.enabled:
+        changed = [f"multi_gamma.{item.name}" for item in dataclasses.fields(config) if getattr(config, item.name) != item.default]
+        return f"nothing reads {', '.join(changed)} without multi_gamma.enabled=true" if changed else None
+    if len(config.gammas) != 1:
         return None
     return "multi_gamma.gammas holds the task's own discount alone, so that this is the run without auxiliary values"
