@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from worldmpc.config import ConfigError, flat_fields, unknown_key
+from worldmpc.config import ConfigError, RunConfig, flat_fields, lookup, unknown_key
 
 
 class Option(NamedTuple):
@@ -56,6 +56,7 @@ def check_overrides(words: Sequence[str], *, sweep: bool = False) -> list[Any]:
 
     names = {name for name, _ in flat_fields()}
     sections = {name.partition(".")[0] for name in names if "." in name}
+    lists = {name for name, _ in flat_fields() if isinstance(lookup(RunConfig(), name), tuple) or name == "seeds"}
     parser = OverridesParser.create()
     parsed: list[Any] = []
     for word in expand_names(words):
@@ -69,6 +70,8 @@ def check_overrides(words: Sequence[str], *, sweep: bool = False) -> list[Any]:
             reason = " ".join(str(error).splitlines()[0].split())
             raise ConfigError(f"{word}: cannot be parsed ({reason}); unusual text needs quotes inside quotes: '{name}=\"...\"'") from error
         if override.is_sweep_override() and not sweep:
+            if name in lists:
+                raise ConfigError(f"{word}: a list needs brackets: '{name}=[{word.partition('=')[2]}]'")
             raise ConfigError(f"{word}: several values need -m, for one run each; a text with commas needs quotes: '{name}=\"...\"'")
         if not passes:
             _check_value(name, override)

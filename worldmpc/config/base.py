@@ -107,7 +107,8 @@ def _convert(value: Any, kind: Any, dotted: str) -> Any:
         return str(value)
     if origin is tuple:
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ConfigError(f"{dotted}: expected a list, as in {dotted}=[1,2,3], got {value!r}")
+            words = [word for part in typing.get_args(arguments[0]) for word in typing.get_args(part)]
+            raise ConfigError(f"{dotted}: expected a list, as in {dotted}=[{f'{words[0]},0.97' if words else '1,2,3'}], got {value!r}")
         return tuple(_convert(item, arguments[0], dotted) for item in value)
     if not isinstance(value, kind):
         raise ConfigError(f"{dotted}: expected {kind.__name__}, got {value!r}")

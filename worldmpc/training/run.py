@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 import os
 import signal
@@ -24,6 +25,7 @@ from worldmpc.functional import parameter_table
 from worldmpc.models import native
 from worldmpc.noise import derive_seed
 from worldmpc.report.curves import plot_curves
+from worldmpc.report.overrides import overrides_of
 from worldmpc.report.runs import load_run
 from worldmpc.report.video import write_video
 from worldmpc.runtime import check_modes, keep_compiled_code, keep_freed_memory, resolve_device, set_threads, suggested_threads
@@ -248,10 +250,13 @@ def _eval_envs(task: Task, config: RunConfig, spec: EnvSpec) -> VecEnv:
 def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, total: int, folder: Path, checkpoint: Path | None) -> None:
     agent = state.agent
     logger.table([{"network": name, "parameters": count} for name, count in parameter_table(agent.model)], title="networks")
+    name = f"{config.label}, {config.agent}" if config.label not in (None, config.agent) else config.agent
     logger.message(
-        f"{agent.spec.name}: {agent.config.agent}, preset {config.preset}, seed {config.seed}, discount {agent.discount:.4g}, "
+        f"{agent.spec.name}: {name}, preset {config.preset}, seed {config.seed}, discount {agent.discount:.4g}, "
         f"{state.envs.num_envs} environments, device {agent.device}"
     )
+    if changed := overrides_of(config.to_dict()):
+        logger.message(f"unlike the preset: {', '.join(f'{key}={json.dumps(value)}' for key, value in changed.items())}")
     if total <= state.source.seed_decisions:
         logger.message(f"warning: nothing will be learned, as the run ends within its {state.source.seed_decisions:,} random decisions")
     library = native.library() if agent.device.type == "cpu" else None
