@@ -26,7 +26,7 @@ SWEEPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 """Name -> label of each configuration -> its overrides. ``multi_gamma_ablation``: baseline, one and two auxiliary discounts, separate
-heads, five auxiliary heads (seed of multi-discount TD-MPC2, section 6)."""
+heads, five auxiliary heads. ``variants``: the relatives of TD-MPC2, and auxiliary values of every kind."""
 
 
 def sweep_overrides(name: str) -> dict[str, tuple[str, ...]]:

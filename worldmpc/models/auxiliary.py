@@ -1,4 +1,4 @@
-"""Auxiliary value heads on the latent, for several discounts (seed of multi-discount TD-MPC2)."""
+"""Auxiliary value heads on the latent, for several discounts (first proposed without a paper; docs/variants.md)."""
 
 from __future__ import annotations
 
