@@ -51,6 +51,7 @@ def loss_of(net, index):
 
 def train(net, optimizer, indices):
     for index in indices:
+        optimizer.begin(index)
         optimizer.step(optimizer.gradients(loss_of(net, index)), NO)
 
 
@@ -170,6 +171,16 @@ def test_steps_reach_the_parameters_wherever_they_have_gone(change, either):
     expected = make()
     train(*expected, range(6))
     assert not differences(everything(net, optimizer), everything(*expected))
+
+
+def test_parameters_that_move_under_a_loss_are_refused(either):
+    """The backward pass would read memory that is gone."""
+    net, optimizer = make()
+    train(net, optimizer, range(2))
+    loss = loss_of(net, 2)
+    by_some_data(net, optimizer)
+    with pytest.raises(RuntimeError, match="within an update"):
+        optimizer.gradients(loss)
 
 
 def test_copies_are_independent():

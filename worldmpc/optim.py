@@ -107,16 +107,26 @@ class GroupOptimizer:
         return stacked
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
-        """Return the gradients of a loss [] for the parameters of these groups alone, one flat tensor [*N, P] per group."""
-        self._follow()
+        """Return the gradients of a loss [] for the parameters of these groups alone, one flat tensor [*N, P] per group.
+
+        Raises:
+            RuntimeError: a parameter was replaced, copied or moved since :meth:`begin`.
+        """
+        self._check_place()
         found = torch.autograd.grad(loss, self.params)
         lead = self.flats[0].shape[:-1]
         flat = [gradient.reshape(*lead, -1) for gradient in found] if lead else found
         ends = [0, *itertools.accumulate(len(shapes) for shapes in self.shapes)]
         return [torch.cat(flat[begin:end] if lead else _joined(flat[begin:end]), -1) for begin, end in itertools.pairwise(ends)]
 
-    def schedule(self, update: int) -> None:
-        """Set the learning rates of an update, counted from 0."""
+    def begin(self, update: int) -> None:
+        """Begin an update, counted from 0, before its loss is computed: find the parameters wherever they are, set the learning rates.
+
+        What somebody has replaced, copied or moved since the last update is taken over: what the module holds now is what counts.
+        """
+        if self.flats[0].dim() == 1 and self._moved():  # a stack's parameters are its own
+            self.params = [value for owner, leaf in self.owners if (value := owner._parameters[leaf]) is not None]
+            self.flats = self._tie()
         if self.config.schedule == "constant":
             return
         factor = learning_rate_scale(self.config, update, self.total_updates)
@@ -128,8 +138,11 @@ class GroupOptimizer:
 
         Returns:
             The norm before clipping [*N], and 1 where a seed was the reason that nothing was applied, else 0 [*N].
+
+        Raises:
+            RuntimeError: see :meth:`gradients`.
         """
-        self._follow()
+        self._check_place()
         library = native.library()
         ours = (*self.flats, *gradients, *self.exp_avgs, *self.exp_avg_sqs, skip)
         if isinstance(library, str) or len(self.flats) > native.MAX_GROUPS or not all(map(plain_float, ours)):
@@ -213,15 +226,15 @@ class GroupOptimizer:
             views += [part.view((*flat.shape[:-1], *shape)) for part, shape in zip(parts, shapes, strict=True)]
         return views
 
-    def _follow(self) -> None:
-        """Take over parameters that somebody has replaced, copied or moved: what the module holds now is what counts."""
-        if self.flats[0].dim() > 1:
-            return  # a stack's parameters are its own
-        now = [owner._parameters[leaf] for owner, leaf in self.owners]
-        same = all(one is other for one, other in zip(now, self.params, strict=True))
-        if not same or [parameter.data_ptr() for parameter in self.params] != self._places:
-            self.params = [parameter for parameter in now if parameter is not None]
-            self.flats = self._tie()
+    def _moved(self) -> bool:
+        """Return whether somebody has replaced, copied or moved parameters since they were tied."""
+        same = all(owner._parameters[leaf] is value for (owner, leaf), value in zip(self.owners, self.params, strict=True))
+        return not same or [parameter.data_ptr() for parameter in self.params] != self._places
+
+    def _check_place(self) -> None:
+        # Tying them only now would pull the memory away under a loss whose backward pass still reads it.
+        if self.flats[0].dim() == 1 and self._moved():
+            raise RuntimeError("optimizer: a parameter was replaced, copied or moved within an update; call begin(update) before its loss")
 
     def _tie(self) -> list[Tensor]:
         """Make the parameters of each group views of a flat tensor, and return these."""

@@ -1,11 +1,14 @@
 """What somebody puts in the place of a part of TD-MPC2 takes effect, alone and in a stack, or is refused."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from examples.own_planner import AntitheticShooting
 from tests.agents.test_tdmpc2 import SPEC, make_batch
+from tests.trees import differences
 from worldmpc.agents.stack import Stack
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, make_config
@@ -139,6 +142,36 @@ def test_reanalysis_with_a_prior_of_ones_own():
     agent.model.propose = lambda z, eps, log_std=None: 0.1 * eps
     agent.make_source(1, torch.Generator())
     assert agent.replan(torch.zeros(3, 5))["plan_mean"].isfinite().all()
+
+
+def copied(agent):
+    return copy.deepcopy(agent)
+
+
+def assigned(agent):
+    other = TDMPC2(agent.config, agent.spec)
+    other.load_state_dict(agent.state_dict())
+    other.model.load_state_dict(copy.deepcopy(agent.model.state_dict()), assign=True)
+    return other
+
+
+def with_other_memory(agent):
+    other = copied(agent)
+    for parameter in other.model.parameters():
+        parameter.data = parameter.data.clone()
+    return other
+
+
+@pytest.mark.parametrize("how", [copied, assigned, with_other_memory])
+def test_an_agent_goes_on_wherever_its_parameters_have_gone(how):
+    """Numbers equal those of the original; what is behind it must not be read from where it was."""
+    agent = make(**{"model.mlp_dim": 64, "loss.batch_size": 64})
+    agent.update(make_batch(size=64))
+    other = how(agent)
+    for seed in (1, 2):
+        one, two = (each.update(make_batch(size=64, seed=seed)) for each in (agent, other))
+        assert two["skipped_updates"] == 0 and not differences(one, two)
+    assert not differences(agent.model.state_dict(), other.model.state_dict())
 
 
 def test_any_agent_that_plans_can_plan_anew():

@@ -29,9 +29,9 @@ class Descent:
         self.skipped = torch.zeros((), device=next(module.parameters()).device)
 
     def begin(self) -> Tensor:
-        """Set the learning rates of the next update, and return that nothing is to be skipped so far, [] 0."""
+        """Begin the next update, before its losses are computed, and return that nothing is to be skipped so far, [] 0."""
         for optimizer in self.optimizers.values():
-            optimizer.schedule(self.updates)
+            optimizer.begin(self.updates)
         return torch.zeros_like(self.skipped)
 
     def step(self, part: str, loss: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ class TrajectoryPrior:
 
     def update(self, z: Tensor, actions: Tensor, mask: Tensor) -> Metrics:
         """Learn from sequences actions [H, B, A] taken from latents z [B, Z], those that are whole by their mask [H, B]."""
-        self.optimizer.schedule(self.updates)
+        self.optimizer.begin(self.updates)
         noise = self.stream.draw(self.model.noise_specs(len(z)))
         whole = mask.amin(0)
         loss = self.model.loss(z.detach(), actions.transpose(0, 1), noise, whole).sum() / whole.sum().clamp(min=1)

@@ -74,8 +74,8 @@ class Learner:
         if not self._checked:
             self.check()
             self._checked = True
-        self.model_optimizer.schedule(self.updates)
-        self.policy_optimizer.schedule(self.updates)
+        self.model_optimizer.begin(self.updates)
+        self.policy_optimizer.begin(self.updates)
         every = self.config.train.reset_every
         if every is not None and self.updates and self.updates % every == 0:
             self.reset(self.updates)
