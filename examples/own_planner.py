@@ -3,7 +3,6 @@
 import torch
 
 import worldmpc
-from worldmpc.agents.planning import PlanningActor
 from worldmpc.noise import NoiseSpec
 from worldmpc.planners import rollout_return
 from worldmpc.types import PlanResult, PlanState
@@ -41,8 +40,7 @@ class AntitheticShooting:
 def main(episodes=4):
     envs = worldmpc.make_envs("gym/Pendulum-v1", worldmpc.EnvConfig(num_envs=episodes))
     agent = worldmpc.make_agent(envs, agent="mpc")  # knows the pendulum's equations
-    # An agent that learns its model has it at hand: `worldmpc.make_agent(envs, preset="cpu").planner = AntitheticShooting(...)`.
-    agent.actor = PlanningActor(AntitheticShooting(envs.spec.action_dim, agent.discount), agent.streams, agent.device)
+    agent.planner = AntitheticShooting(envs.spec.action_dim, agent.discount)  # as of tdmpc2, mbmpc and all others that plan
     result = worldmpc.evaluate(agent, envs, episodes)
     print(f"mean return {result.mean_return:.0f}; above -200 the pendulum swings up and stays there")
     return result.mean_return

@@ -10,6 +10,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 
+from examples.own_planner import AntitheticShooting
 from worldmpc.agents import make_agent
 from worldmpc.agents.mpc import MPC
 from worldmpc.config import ConfigError, EnvConfig, make_config
@@ -84,6 +85,46 @@ def test_own_dynamics_of_an_own_environment():
             own = make_config(agent="mpc", dynamics=dynamics, **{"env.simulator_state": True})
             with pytest.raises(ConfigError, match=r"Sliding is an environment of your own.*MPC\(config, spec, dynamics=\.\.\.\), or use"):
                 make_agent(own, envs.spec)
+
+
+def small():
+    sizes = {"planner.num_samples": 16, "planner.num_elites": 4, "planner.iterations": 1, "planner.horizon": 3}
+    config = make_config(agent="mpc", task="toy/pointmass", **sizes)
+    return make_agent(config, make_envs("toy/pointmass").spec)
+
+
+def test_evaluations_do_not_change_what_training_does():
+    one, two = small(), small()
+    obs = torch.tensor([[0.3, -0.4]])
+    found = []
+    for agent in (one, two):
+        carry, actions = agent.init_carry(1), []
+        for step in range(3):
+            output = agent.act(carry, obs, "explore")
+            carry = output.carry
+            actions.append(output.action)
+            if agent is two and step == 0:
+                agent.reset_eval_noise(0)
+                agent.act(agent.init_carry(1), obs, "eval")
+        found.append(torch.cat(actions))
+    assert torch.equal(*found)
+
+
+def test_another_planner():
+    agent = small()
+    agent.planner = AntitheticShooting(2, agent.discount, horizon=4, pairs=8)
+    assert agent.act(agent.init_carry(3), torch.zeros(3, 2), "eval").carry.plan.mean.shape == (3, 4, 2)
+
+
+def test_parameters_of_own_dynamics_are_restored():
+    def make():
+        dynamics = FunctionDynamics(torch.nn.Bilinear(2, 2, 2), lambda z, action, following: -following.square().sum(-1))
+        config = make_config(agent="mpc", task="toy/pointmass")
+        return MPC(config, make_envs("toy/pointmass").spec, dynamics=dynamics)
+
+    one, two = make(), make()
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(one.model.state_dict()["dynamics._next.weight"], two.model.state_dict()["dynamics._next.weight"])
 
 
 def test_updates_are_refused():

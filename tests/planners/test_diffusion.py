@@ -236,7 +236,8 @@ def test_choices_are_planned_as_probabilities():
     worth = torch.tensor([0.0, 1.0, 1.0])
     plan = run(planner, Paid(lambda z, action: action @ worth), torch.zeros(500, 1), explore=True)
     assert (planner.init(2, CPU).mean == 1 / 3).all() and plan.mean.min() >= 0
-    assert_close(plan.mean.sum(-1), torch.ones(500, 2)) and assert_close(plan.std, (plan.mean * (1 - plan.mean)).sqrt())
+    assert_close(plan.mean.sum(-1), torch.ones(500, 2))
+    assert_close(plan.std, (plan.mean * (1 - plan.mean)).sqrt())
     assert (plan.state.mean[:, -1] == 1 / 3).all() and (plan.action.sum(-1) == 1).all()
     assert_close(plan.action.mean(0), plan.mean[:, 0].mean(0), atol=0.06, rtol=0)  # drawn from the plan
     assert not torch.equal(plan.action, plan.elite)

@@ -160,3 +160,39 @@ def test_the_normaliser_of_a_policy_is_the_dynamics_own():
     case = learned("mlp", False)
     assert isinstance(case.model.policy.normalizer, Normalizer)  # type: ignore[attr-defined]
     assert case.model.policy.normalizer is case.model.value.normalizer  # type: ignore[attr-defined]
+
+
+class Ending(FunctionDynamics):
+    """A line on which reaching 1 pays and ends; what is said behind the end is no number, as the root of something negative."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        def reward(z: torch.Tensor, action: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+            return (10.0 * (following[..., 0] >= 1) - 0.01 * (1 - z[..., 0]).sqrt()).to(dtype)
+
+        super().__init__(lambda z, action: z + 0.5 * action, reward, lambda z, action, following: (following[..., 0] < 1).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", PLANNERS[:-1])
+def test_what_is_said_behind_an_end_does_not_matter(name: str, dtype: torch.dtype) -> None:
+    """The way to the end is taken at once; a reward in float64 leaves actions and warm starts in float32."""
+    model = ComposedModel(Ending(dtype), value=lambda obs: (1 - obs[..., 0]).sqrt() * 0)
+    config = PlannerConfig(name=name, horizon=3, num_samples=64, num_elites=8, num_pi_trajs=0, iterations=3)  # type: ignore[arg-type]
+    if name == "policy_guided":
+        pytest.skip("has no policy here")
+    planner = make_planner(config, 1, 0.99, 2)
+    z = torch.full((2, 1), 0.8)
+    plan = planner.plan(model, z, planner.init(2, z.device), NoiseStream(1, "x").draw(planner.noise_specs(2)), False)
+    assert (plan.value > 9.9).all() and plan.metrics["plan_bad"] == 0
+    assert {part.dtype for part in (plan.action, plan.mean, plan.std, plan.value, *plan.state)} == {torch.float32}
+
+
+def test_a_search_does_not_mind_what_its_playouts_meet_behind_an_end() -> None:
+    dynamics = Ending()
+    step = dynamics._next
+    dynamics._next = lambda z, choice: step(z, choice[..., :1] - choice[..., 1:])
+    config = PlannerConfig(name="mcts", horizon=8, num_simulations=20, num_playouts=4)
+    planner = make_planner(config, 2, 0.99, 2, discrete=True)
+    z = torch.full((2, 1), 0.3)
+    plan = planner.plan(ComposedModel(dynamics), z, planner.init(2, z.device), NoiseStream(1, "x").draw(planner.noise_specs(2)), False)
+    assert plan.metrics["plan_bad"] == 0 and plan.action.argmax(1).tolist() == [0, 0]

@@ -24,7 +24,7 @@ from worldmpc.models.fitting import fit, make_optimizer
 from worldmpc.models.one_step import BoundDynamics, OneStepDynamics
 from worldmpc.noise import NoiseSpec, derive_seed
 from worldmpc.planners import make_planner
-from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, SequenceBatch, TransitionBatch
+from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, Planner, SequenceBatch, TransitionBatch
 
 
 class Seen(NamedTuple):
@@ -87,10 +87,21 @@ class MBMPC:
         """How it can act; with a policy also by that alone."""
         return ("explore", "eval") if self.imitation is None else ("explore", "eval", "prior")
 
+    @property
+    def planner(self) -> Planner:
+        """What it plans with; another one may be put in its place."""
+        return self.actor.planner
+
+    @planner.setter
+    def planner(self, planner: Planner) -> None:
+        self.actor.planner = planner
+
     def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
         """Return a replay that hands out all it holds, every ``mbmpc.fit_every`` decisions."""
         config, replay = self.config, plan_replay(self.config, self.spec, num_envs, self.device)
-        first, rate = seed_decisions(config, self.spec.episode_length), Fraction(1, config.mbmpc.fit_every)
+        # Planning with networks that were never fitted would only spoil what the policy imitates.
+        first = max(seed_decisions(config, self.spec.episode_length), config.mbmpc.fit_every)
+        rate = Fraction(1, config.mbmpc.fit_every)
         windows = config.mbmpc.gradient_steps * config.loss.batch_size if self.prior is not None else 0
 
         def draw(rounds: int) -> Seen:
@@ -112,7 +123,7 @@ class MBMPC:
             return ActOutput(self.imitation.policy.sample(obs.to(self.device), eps), carry, {}, {})
         noise = self.streams.acting(mode).draw(self.dynamics.noise_specs(self.config.planner.horizon, len(obs)))
         model = self._compose(self.dynamics.bind(noise)) if noise else self.planning
-        return self.actor.act(model, carry, obs, mode == "explore")
+        return self.actor.act(model, carry, obs, mode, explore=mode == "explore")
 
     def update(self, batch: Seen) -> Metrics:
         """Fit the dynamics once, then descend the losses of value, policy and prior ``mbmpc.gradient_steps`` times per round."""

@@ -18,7 +18,7 @@ from worldmpc.models.analytic import analytic_dynamics
 from worldmpc.models.composed import ComposedModel, Dynamics, check_model
 from worldmpc.models.simulator import SimulatorModel
 from worldmpc.planners import make_planner
-from worldmpc.types import ActOutput, Batch, Carry, EnvSpec, Metrics, Mode
+from worldmpc.types import ActOutput, Batch, Carry, EnvSpec, Metrics, Mode, Planner
 
 
 class MPC:
@@ -29,7 +29,7 @@ class MPC:
         spec: what the environments said about themselves.
         device: where to plan.
         total_updates: not used.
-        dynamics: a model of one's own, with its reward, in place of the task's; checkpoints do not hold it.
+        dynamics: a model of one's own, with its reward, in place of the task's; checkpoints hold its parameters, not itself.
 
     Raises:
         ConfigError: a task whose dynamics are not known, dynamics of other shapes, or a planner that cannot do with the actions.
@@ -55,6 +55,15 @@ class MPC:
         self.actor = PlanningActor(planner, self.streams, self.device)
         self.updates = 0
 
+    @property
+    def planner(self) -> Planner:
+        """What it plans with; another one may be put in its place."""
+        return self.actor.planner
+
+    @planner.setter
+    def planner(self, planner: Planner) -> None:
+        self.actor.planner = planner
+
     def make_source(self, num_envs: int, generator: torch.Generator) -> NoSource:
         """Return a source that never asks for an update."""
         return NoSource()
@@ -65,7 +74,7 @@ class MPC:
 
     def act(self, carry: Carry, obs: Tensor, mode: Mode) -> ActOutput:
         """Choose actions by planning: [E, O] -> [E, A] in [-1, 1], or one-hot; it never explores."""
-        return self.actor.act(self.model, carry, obs, explore=False)
+        return self.actor.act(self.model, carry, obs, mode, explore=False)
 
     def update(self, batch: Batch) -> Metrics:
         """Refuse.
@@ -80,11 +89,12 @@ class MPC:
         self.streams.restart_eval(*index)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the random streams; there are no parameters."""
+        """Return the random streams, and the parameters of dynamics of one's own that have any."""
         return {"model": dict(self.model.state_dict()), "streams": self.streams.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
+        self.model.load_state_dict(state["model"])
         self.streams.load_state_dict(state["streams"])
 
 

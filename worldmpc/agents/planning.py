@@ -9,7 +9,7 @@ from worldmpc.agents.common import Streams
 from worldmpc.config import LATENT, ConfigError, RunConfig, uses_plans
 from worldmpc.data.replay import Replay, make_replay
 from worldmpc.planners.sampling import PLAN_RECORDS
-from worldmpc.types import ActOutput, Carry, EnvSpec, Model, Planner, PlanResult
+from worldmpc.types import ActOutput, Carry, EnvSpec, Mode, Model, Planner, PlanResult
 
 
 def plan_replay(config: RunConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> Replay:
@@ -54,7 +54,7 @@ class PlanningActor:
         return Carry(self.planner.init(num_envs, self.device))
 
     @torch.no_grad()
-    def act(self, model: Model, carry: Carry, obs: Tensor, explore: bool) -> ActOutput:
-        """Plan from observations [E, O] and choose actions [E, A]; a model with noise of its own is bound to it."""
-        noise = self.streams.acting("explore" if explore else "eval").draw(self.planner.noise_specs(len(obs)))
+    def act(self, model: Model, carry: Carry, obs: Tensor, mode: Mode, explore: bool) -> ActOutput:
+        """Plan from observations [E, O] and choose actions [E, A] with the noise of a mode; a model with noise of its own is bound to it."""
+        noise = self.streams.acting(mode).draw(self.planner.noise_specs(len(obs)))
         return plan_output(self.planner.plan(model, model.encode(obs.to(self.device)), carry.plan, noise, explore))

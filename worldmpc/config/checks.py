@@ -198,6 +198,10 @@ def _check_agent(config: RunConfig) -> None:
             raise ConfigError(f"planner.name: policy_guided needs a policy prior, and {reason}; use planner=cem, or agent=mbmpc or tdmpc2")
         if planner.num_pi_trajs and planner.name != "mcts":
             raise ConfigError(f"planner.num_pi_trajs: proposals come from a policy prior, and {reason}; use planner.num_pi_trajs=0")
+    if agent == "mbmpc" and config.mbmpc.learn_policy and config.mbmpc.policy_loss == "bc" and not planner.mpc:
+        raise ConfigError(
+            "planner.mpc: mbmpc.policy_loss=bc imitates plans, and false makes none; use mbmpc.policy_loss=awr, or leave it true"
+        )
     if planner.prior == "learned" and (config.seeds is not None or config.cuda_graph or config.compile):
         what = "seeds" if config.seeds is not None else "cuda_graph" if config.cuda_graph else "compile"
         raise ConfigError(f"{what}: a learned prior is trained outside of stacked, captured and compiled updates; use planner.prior=none")

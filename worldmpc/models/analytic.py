@@ -262,7 +262,7 @@ class Repeated:
         for _ in range(self._repeat - 1):
             following, reward, more = self._dynamics.step(z, action)
             z = torch.where(cont[..., None] > 0, following, z)
-            total, cont = total + cont * reward, cont * more
+            total, cont = total + cont * reward.masked_fill(cont == 0, 0.0), torch.where(cont == 0, cont, cont * more)
         return ModelStep(z, total, cont)
 
 

@@ -48,7 +48,7 @@ def rollout_return(
     A model that can do all of it at once offers ``fast_returns`` itself, which returns None where it cannot.
 
     The reward of the step that reaches a terminal state still counts; everything behind it is weighted by the
-    probability that the episode went on.
+    probability that the episode went on, and where that is 0 it does not matter what the model says there.
 
     Args:
         model: what to imagine with.
@@ -73,12 +73,13 @@ def rollout_return(
     steps = rollout(model, z, actions)
     value, weight = torch.zeros_like(steps.reward[0]), torch.ones_like(steps.reward[0])
     for reward, cont in zip(steps.reward, steps.cont, strict=True):
-        value = value + weight * reward
-        weight = weight * discount * cont
-    value = value + weight * model.terminal_value(steps.z[-1], eps, critics)
-    if particles == 1:
-        return value
-    return value.mean(0) - uncertainty_coef * value.std(0) if uncertainty_coef else value.mean(0)
+        over = weight == 0  # where a model may say anything, NaN too
+        value = value + weight * reward.masked_fill(over, 0.0)
+        weight = torch.where(over, weight, weight * discount * cont)
+    value = value + weight * model.terminal_value(steps.z[-1], eps, critics).masked_fill(weight == 0, 0.0)
+    if particles > 1:
+        value = value.mean(0) - uncertainty_coef * value.std(0) if uncertainty_coef else value.mean(0)
+    return value.to(actions.dtype)  # of a reward in float64, actions would become that
 
 
 def propose(model: Model, z: Tensor, eps: Tensor, disturb: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:

@@ -267,7 +267,7 @@ def _discounted(reward: Tensor, weight: Tensor, counts: Tensor, value: Tensor) -
     reward, weight = reward.where(counts, 0.0), weight.where(counts, 1.0)
     returns = [value]
     for now, later in zip(reversed(reward.unbind()), reversed(weight.unbind()), strict=True):
-        returns.append(torch.addcmul(now, later, returns[-1]))
+        returns.append(torch.addcmul(now, later, returns[-1].masked_fill(later == 0, 0.0)))  # a model may say anything behind an end
     return returns[:0:-1]
 
 
