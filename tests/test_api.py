@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import worldmpc
+from worldmpc.config import ConfigError
 from worldmpc.envs.toy import Balance, PointMass
 
 PACKAGE = Path(worldmpc.__file__).parent
@@ -69,6 +70,15 @@ def test_training_goes_on_and_hooks_can_stop_it():
 
     assert worldmpc.train(agent, envs, steps=200, state=state, hooks=[stop], progress=False).decisions == 70
     assert worldmpc.train(agent, envs, steps=75, state=state, progress=False).decisions == 75
+
+
+def test_a_state_goes_on_with_what_it_belongs_to():
+    envs = worldmpc.make_envs("toy/pointmass")
+    agents = [worldmpc.make_agent(envs, preset="debug", seed=seed) for seed in (1, 2)]
+    state = worldmpc.train(agents[0], envs, 10, progress=False)
+    for agent, other in ((agents[1], envs), (agents[0], worldmpc.make_envs("toy/pointmass"))):
+        with pytest.raises(ConfigError, match="state: belongs to another agent or other environments"):
+            worldmpc.train(agent, other, 20, state=state, progress=False)
 
 
 def test_evaluation_plays_the_environment_that_was_trained_on(tmp_path):

@@ -600,6 +600,7 @@ def test_named_set_is_checked_before_the_first_run(tmp_path: Path, fails: Callab
     assert "planner.horizon: expected at least 1" in fails("train", *TINY, "sweep=variants", "task=toy/pointmass", "planner.horizon=0")
     assert "agent: sweep=variants sets it for each of its labels" in fails("train", *TINY, "sweep=variants", "agent=boom")
     assert "label: sweep=variants sets it" in fails("train", *TINY, "sweep=variants", "label=mine")
+    assert "run_dir: several runs would write into one folder" in fails("train", *TINY, "-m", "seed=1,2", f"run_dir={tmp_path}/x")
     assert "run_dir: several runs of each label" in fails("train", *TINY, "sweep=variants", "-m", "seed=1,2", f"run_dir={tmp_path}/x")
     assert "--cfg: shows the configuration of one run" in fails("train", "sweep=variants", "--cfg")
     assert not list(tmp_path.iterdir())

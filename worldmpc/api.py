@@ -66,7 +66,7 @@ def train(
         progress: show a progress display.
 
     Raises:
-        ConfigError: the environments have other observations or actions than the agent.
+        ConfigError: the environments have other observations or actions than the agent, or are not those of ``state``.
         DivergenceError: a loss exploded.
         EnvError: an environment failed.
     """
@@ -74,6 +74,8 @@ def train(
     _check_fits(agent, envs)
     if state is None:
         state = make_state(agent, envs)
+    if state.agent is not agent or state.envs is not envs:
+        raise ConfigError("state: belongs to another agent or other environments; pass state.agent and state.envs, or leave state out")
     state.stop = False
     total = -(-steps // envs.spec.action_repeat)
     display = RunLogger(None, LogConfig(progress="auto" if progress else "none", tensorboard=False), total_env_steps=steps)
@@ -90,7 +92,8 @@ def evaluate(
 
     Args:
         agent: acts.
-        task: a task's name, a function that makes the environment, or environments; None: the task that the agent was made for.
+        task: a task's name, a function that makes the environment, or environments, which begin other episodes (training that goes on with
+            them begins new ones); None: the task that the agent was made for.
         episodes: how many.
         mode: who acts.
         index: another number gives other episodes.

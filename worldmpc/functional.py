@@ -16,9 +16,9 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 def tree_where(mask: Tensor, yes: TreeT, no: TreeT) -> TreeT:
-    """Choose between two equal nested tuples of tensors [E, ...] by a mask [E]."""
+    """Choose between two equal nested tuples of tensors [E, ...] by a mask [E], wherever that is."""
     if isinstance(yes, Tensor) and isinstance(no, Tensor):
-        return torch.where(mask.view(-1, *[1] * (yes.dim() - 1)), yes, no)  # type: ignore[return-value]
+        return torch.where(mask.to(yes.device).view(-1, *[1] * (yes.dim() - 1)), yes, no)  # type: ignore[return-value]
     assert isinstance(yes, tuple) and isinstance(no, tuple)
     parts = [tree_where(mask, one, other) for one, other in zip(yes, no, strict=True)]
     return type(yes)(*parts) if hasattr(yes, "_fields") else type(yes)(parts)  # type: ignore[return-value]

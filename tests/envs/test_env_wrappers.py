@@ -13,7 +13,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from worldmpc.config import EnvConfig
-from worldmpc.envs import make_env, make_envs
+from worldmpc.envs import EnvError, make_env, make_envs
+from worldmpc.envs.toy import PointMass
 
 
 class Recorder(gymnasium.Env[Any, Any]):
@@ -149,3 +150,41 @@ def test_discrete_actions_of_foreign_vector_environments(mode: AutoresetMode) ->
 
 def test_box_actions_are_not_called_discrete() -> None:
     assert not make_env(Recorder()).env_spec.discrete
+
+
+@pytest.mark.parametrize("wrong", [np.array([5.0]), 5.0, np.zeros((1, 3)), np.zeros(2)], ids=["one", "number", "row", "two"])
+@pytest.mark.parametrize("when", ["reset", "step"])
+def test_observations_of_another_shape_are_refused(wrong, when):
+    """They would be repeated to the right shape, or taken as they are."""
+
+    class Odd(PointMass):
+        def __init__(self):
+            super().__init__()
+            self.observation_space = Box(-np.inf, np.inf, (3,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return (wrong if when == "reset" else np.zeros(3)), {}
+
+        def step(self, action):
+            return wrong, 0.0, False, False, {}
+
+    envs = make_envs(Odd)
+    with pytest.raises(EnvError, match=rf"environment 0 raised ValueError in {when}: an observation of shape .* instead of \[3\]"):
+        envs.reset()
+        envs.step(torch.zeros(1, 2))
+
+
+def test_a_reset_in_the_old_style_is_refused():
+    """An observation of two entries can be unpacked as if it were one and an info."""
+
+    class Old(PointMass):
+        def __init__(self):
+            super().__init__()
+            self.observation_space = Box(-np.inf, np.inf, (2,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            return np.array([3.0, 7.0])
+
+    with pytest.raises(EnvError, match="reset returns observation and info"):
+        make_envs(Old).reset()

@@ -102,3 +102,14 @@ def test_more_variants_than_colours_have_other_dashes(make_run: Callable[..., Ru
 def test_nothing_to_draw(make_run: Callable[..., Run], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no evaluation to draw"):
         plot_curves([make_run([])], tmp_path / "curve.png")
+
+
+@pytest.mark.parametrize(("name", "begin"), [("a.png", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a.svg", b"<?xml"), ("a", b"\x89PNG")])
+def test_the_kind_of_image_is_that_of_its_name(make_run, tmp_path, name, begin):
+    plot_curves([make_run([(0, 1.0), (10, 2.0)])], tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(begin)
+
+
+def test_images_of_an_unknown_kind(make_run, tmp_path):
+    with pytest.raises(RunError, match=r"a.xyz: no image of the kind .xyz can be written; use one of .*pdf"):
+        plot_curves([make_run([(0, 1.0), (10, 2.0)])], tmp_path / "a.xyz")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import json
 import os
 import random
@@ -22,7 +23,9 @@ from worldmpc.config import ConfigError, make_config
 from worldmpc.envs import EnvError
 from worldmpc.envs.toy import Balance, PointMass
 from worldmpc.models import kernels, native
+from worldmpc.training import trainer
 from worldmpc.training.checkpoint import CheckpointError, CheckpointStore, load_checkpoint
+from worldmpc.training.hooks import EvalHook
 from worldmpc.training.run import run, run_seeds
 from worldmpc.training.trainer import DivergenceError
 
@@ -278,6 +281,70 @@ def test_stop_during_an_evaluation(tmp_path):
     assert_same_end(tmp_path / "stopped", tmp_path / "whole")
 
 
+def test_stop_where_episodes_are_reported(tmp_path):
+    """The record of a step whose evaluation is stopped is written again, with the episodes that it is about."""
+
+    def stop(state, metrics):
+        if state.decisions == 39 and not (tmp_path / "stopped" / "once").exists():
+            (tmp_path / "stopped" / "once").touch()
+            act = state.agent.act
+
+            def stopping(carry, obs, mode):
+                state.stop = state.stop or mode == "prior"
+                return act(carry, obs, mode)
+
+            state.agent.act = stopping
+
+    often = {"eval_freq": 40, "log.every": 20, "task": "toy/pointmass", "env.episode_length": 15}
+    assert not run(config(tmp_path / "stopped", **often), extra_hooks=(stop,)).finished
+    run(config(tmp_path / "stopped", resume="auto", **often))
+    run(config(tmp_path / "whole", **often))
+    assert any(row["decisions"] == 40 and "train/episode_return" in row for row in records(tmp_path / "whole"))
+    assert_same_end(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_stop_during_the_first_evaluation(tmp_path):
+    """There is no step yet whose hooks could be done again."""
+
+    def stopping(self, state):
+        state.stop, state.settled = True, False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EvalHook, "run", stopping)
+        assert not run(config(tmp_path / "stopped")).finished
+    run(config(tmp_path / "stopped", resume="auto"))
+    run(config(tmp_path / "whole"))
+    assert [row["decisions"] for row in evaluations(tmp_path / "stopped")] == ["0", "60", "120"]
+    assert_same_end(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_records_without_checkpoints_are_not_wiped(tmp_path):
+    """Somebody who needed the disk removed them; going on from nothing would begin with emptying the records."""
+    run(config(tmp_path / "run", steps=60))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = (tmp_path / "run" / "eval.csv").read_text(), (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match=r"has records of 60 decisions and no checkpoint.*choose another run_dir, or remove"):
+        run(config(tmp_path / "run", resume="auto"))
+    assert before == ((tmp_path / "run" / "eval.csv").read_text(), (tmp_path / "run" / "metrics.jsonl").read_text())
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.warns(UserWarning, match=r"has no locks \(No locks available\); do not start the run twice"):
+        assert run(config(tmp_path / "run", steps=20)).finished
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
+    """As with ``| head``: nothing more is shown, and the run is done."""
+    words = "train preset=debug task=toy/balance steps=120 eval.video=false log.progress=plain log.every=10 threads=1"
+    command = f"{sys.executable} -m worldmpc {words} run_dir={tmp_path / 'run'} | head -n 1"
+    subprocess.run(command, shell=True, check=True, capture_output=True, timeout=120)
+    assert [row["decisions"] for row in evaluations(tmp_path / "run")][-1] == "120"
+
+
 def test_resumed_equals_uninterrupted_with_the_products_of_large_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "NATIVE_FROM", 1)
 
@@ -343,6 +410,14 @@ def test_diverging_loss_saves_and_names_the_term(tmp_path):
     with pytest.raises(DivergenceError, match=r"reward_loss is nan.*saved at 91 simulator steps"):
         run(config(tmp_path / "run"), extra_hooks=(poison,))
     assert state_of(tmp_path / "run")["agent.model.dynamics.0.weight"].isfinite().all()
+
+
+def test_a_diverged_run_goes_on_with_other_settings(tmp_path, monkeypatch):
+    """On a GPU losses are read at log intervals, so that the state saved holds those of the update that was not applied."""
+    monkeypatch.setattr(trainer, "check_losses", lambda *arguments: None)
+    with pytest.raises(DivergenceError, match="saved at"):
+        run(config(tmp_path / "run", **{"train.max_loss": 1e-3, "log.every": 10}))
+    assert run(config(None, run_dir=None, resume=str(tmp_path / "run"), **{"log.every": 10})).finished
 
 
 def test_full_disk_ends_with_one_line_and_older_checkpoints_intact(tmp_path, monkeypatch):

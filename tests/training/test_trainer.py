@@ -15,12 +15,12 @@ import torch
 from tests.trees import differences, leaves
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, make_config
-from worldmpc.envs import make_envs
+from worldmpc.envs import EnvError, make_envs
 from worldmpc.envs.toy import PointMass
 from worldmpc.noise import derive_seed
 from worldmpc.training import evaluator
 from worldmpc.training.evaluator import evaluate
-from worldmpc.training.trainer import DivergenceError, check_losses, make_state, train
+from worldmpc.training.trainer import DivergenceError, check_losses, collect_together, make_state, train
 
 
 def make(task="toy/balance", num_envs=1, seed_decisions=20, **overrides):
@@ -46,6 +46,44 @@ def test_no_step_across_a_reset_is_ever_stored(num_envs):
     assert torch.equal(after[:, 0], before[:, 0] + 1) and torch.equal(after[:, 1:], before[:, 1:])
     assert torch.equal(batch.reward[real], after[:, 0])
     assert batch.terminated.sum() > 0 and batch.truncated.sum() > 0 and (batch.mask == 0).any()
+
+
+@pytest.mark.parametrize("how", ["evaluate", "reset"])
+def test_environments_that_somebody_else_has_reset(how):
+    """Running episodes end where they were: no transition leads into those that were begun, no return is of two episodes."""
+    state = make("toy/counter", seed_decisions=400)
+    train(state, [], 35)
+    if how == "evaluate":
+        evaluate(state.agent, state.envs, 1)
+    else:
+        state.envs.reset()
+    train(state, [], 90)
+    batch = state.source.replay.sample(torch.linspace(0, 1 - 1e-9, 500, dtype=torch.float64))
+    real = batch.mask > 0
+    before, after = batch.obs[:-1][real], batch.obs[1:][real]
+    assert torch.equal(after[:, 0], before[:, 0] + 1) and torch.equal(after[:, 1:], before[:, 1:])
+    assert all(episode.ret == episode.length * (episode.length + 1) / 2 for episode in state.finished)
+
+
+def test_one_seed_that_fails_does_not_cost_the_others_their_step():
+    """Also where its action is refused before its environments begin."""
+    states = [make(), make()]
+
+    class Team:
+        def act(self, carries, obs):
+            outputs = [state.agent.act(carry, own, "explore") for state, carry, own in zip(states, carries, obs, strict=True)]
+            return [outputs[0], outputs[1]._replace(action=outputs[1].action * torch.nan)]
+
+        def update(self, batches):
+            raise AssertionError("there is nothing to update yet")
+
+    for state in states:
+        state.envs.reset()
+        state.begun, state.source.seed_decisions = state.envs.begun, 0
+    with pytest.raises(EnvError, match="^seed 1: "):
+        collect_together(Team(), states)
+    assert [state.decisions for state in states] == [1, 0]
+    assert all(state.state_dict() for state in states)
 
 
 @pytest.mark.parametrize(("num_envs", "utd"), [(1, 1.0), (3, 1.0), (2, 0.5), (1, 2.0)])

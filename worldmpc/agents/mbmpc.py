@@ -99,9 +99,7 @@ class MBMPC:
     def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
         """Return a replay that hands out all it holds, every ``mbmpc.fit_every`` decisions."""
         config, replay = self.config, plan_replay(self.config, self.spec, num_envs, self.device)
-        # Planning with networks that were never fitted would only spoil what the policy imitates.
-        first = max(seed_decisions(config, self.spec.episode_length), config.mbmpc.fit_every)
-        rate = Fraction(1, config.mbmpc.fit_every)
+        first, rate = seed_decisions(config, self.spec.episode_length), Fraction(1, config.mbmpc.fit_every)
         windows = config.mbmpc.gradient_steps * config.loss.batch_size if self.prior is not None else 0
 
         def draw(rounds: int) -> Seen:

@@ -55,6 +55,6 @@ class PlanningActor:
 
     @torch.no_grad()
     def act(self, model: Model, carry: Carry, obs: Tensor, mode: Mode, explore: bool) -> ActOutput:
-        """Plan from observations [E, O] and choose actions [E, A] with the noise of a mode; a model with noise of its own is bound to it."""
+        """Plan from observations [E, O], with the noise of a mode, and choose actions [E, A]; noise of the model itself is bound to it."""
         noise = self.streams.acting(mode).draw(self.planner.noise_specs(len(obs)))
         return plan_output(self.planner.plan(model, model.encode(obs.to(self.device)), carry.plan, noise, explore))

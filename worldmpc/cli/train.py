@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import operator
 import os
 import signal
@@ -147,6 +148,8 @@ def _check_combinations(overrides: Sequence[Any]) -> None:
             continue
         names.append(override.key_or_group)
         choices.append(list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()])
+    if "run_dir" in names and math.prod(map(len, choices)) > 1 and len(choices[names.index("run_dir")]) == 1:
+        raise ConfigError("run_dir: several runs would write into one folder; leave it out, or give as many folders")
     for values in itertools.product(*choices):
         flat = dict(zip(names, values, strict=True))
         canonical_task(make_config(flat.pop("preset", "default"), **flat).task)

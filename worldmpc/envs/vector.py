@@ -55,6 +55,8 @@ class VecEnv:
         self._own = env if isinstance(env, OwnEnvs) else None
         self._to_env: Callable[[np.ndarray], np.ndarray] = lambda action: action
         self._seed = seed
+        self.begun = 0
+        """How often all environments have begun new episodes together."""
         self._may_render = may_render
         self._closed = False
         self._obs: Tensor | None = None
@@ -306,6 +308,7 @@ class VecEnv:
         """Begin the next episode everywhere."""
         everywhere = np.ones(self.num_envs, bool)
         self._torn = True
+        self.begun += 1
         obs = self._begin(everywhere)
         self._count(everywhere)
         self._pending[:] = False

@@ -116,8 +116,16 @@ class FloatObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
         self.observation_space = Box(low, high, dtype=np.float32)
 
     def observation(self, observation: Any) -> Any:
-        """Return [O] as float32."""
-        return np.array(observation, np.float32)
+        """Return [O] as float32.
+
+        Raises:
+            ValueError: another shape than the observation space has, which would be repeated or cut without a word.
+        """
+        array = np.array(observation, np.float32)
+        if array.shape != self.observation_space.shape:
+            expected = f"{list(self.observation_space.shape or ())} as in observation_space"
+            raise ValueError(f"an observation of shape {list(array.shape)} instead of {expected} (reset returns observation and info)")
+        return array
 
 
 class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):

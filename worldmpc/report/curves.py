@@ -35,17 +35,20 @@ class _Look(NamedTuple):
 
 
 def plot_curves(runs: Sequence[Run], path: str | Path, algorithm: str = DEFAULT_ALGORITHM) -> Figure:
-    """Draw learning curves into a PNG, one panel per task, and return the figure.
+    """Draw learning curves into an image, of the kind that the file's name says, one panel per task, and return the figure.
 
     Mean over seeds with its min..max band; the published points with their band. Where a panel has one kind of runs (agent, preset, ...),
     also every seed as a thin line, and the policy prior alone dashed. A kind has the same colour in all panels.
     x: simulator steps. y: undiscounted episode return.
 
     Raises:
-        RunError: no run has an evaluation.
+        RunError: no run has an evaluation, or an image of a kind that cannot be written.
         ValueError: unknown reference algorithm.
     """
     path = Path(path)
+    kind, kinds = path.suffix[1:].lower() or "png", FigureCanvasAgg.get_supported_filetypes()
+    if kind not in kinds:
+        raise RunError(f"{path.name}: no image of the kind .{kind} can be written; use one of {', '.join(sorted(kinds))}")
     tasks: dict[str, dict[Kind, list[Run]]] = {}
     for run in sorted(runs, key=lambda run: run.kind):
         if run.evals:
@@ -62,7 +65,7 @@ def plot_curves(runs: Sequence[Run], path: str | Path, algorithm: str = DEFAULT_
         _draw_panel(figure.add_subplot(rows, columns, index + 1), task, groups, reference_curve(task, algorithm), looks)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    figure.savefig(partial, format="png")
+    figure.savefig(partial, format=kind)
     os.replace(partial, path)
     return figure
 

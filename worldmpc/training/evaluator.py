@@ -96,7 +96,7 @@ def evaluate(
         obs, carry = step.obs, output.carry
         fresh = step.terminated | step.truncated | ~step.valid
         if bool(fresh.any()):
-            carry = tree_where(fresh.to(agent.device), agent.init_carry(envs.num_envs), carry)
+            carry = tree_where(fresh, agent.init_carry(envs.num_envs), carry)
         for env, episode in tally.note(step).items():
             if played[env] < quota[env]:
                 result.returns.append(episode.ret)

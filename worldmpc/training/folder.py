@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from worldmpc.envs import VecEnv
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.training.checkpoint import CheckpointStore, check_same_architecture, load_checkpoint
 from worldmpc.training.logger import RunLogger
-from worldmpc.training.trainer import TrainState
+from worldmpc.training.trainer import TrainState, diverged
 from worldmpc.types import EnvSpec
 
 FREE = ("steps", "eval_freq", "device", "threads", "compile", "cuda_graph", "seeds", "log", "checkpoint", "eval", "label")
@@ -89,6 +91,11 @@ def choose_folder(config: RunConfig) -> tuple[Path, Path | None]:
         damaged = next((path for path in same if CheckpointStore(path / "checkpoints", keep=config.checkpoint.keep).all()), None)
         if damaged is not None:
             raise ConfigError(f"resume: no intact checkpoint in {damaged / 'checkpoints'}; choose another run_dir to begin anew")
+        if same and (reached := _recorded(same[-1])):
+            raise ConfigError(
+                f"resume: {same[-1]} has records of {reached:,} decisions and no checkpoint to go on from; choose another run_dir, or "
+                "remove that folder to begin anew"
+            )
         # Killed before its first checkpoint: begin again in the same place.
         folder = same[-1] if same else candidates[_first_free(candidates)]
     elif taken and config.run_dir:
@@ -97,6 +104,15 @@ def choose_folder(config: RunConfig) -> tuple[Path, Path | None]:
         folder = candidates[_first_free(candidates)]
     folder.mkdir(parents=True, exist_ok=True)
     return folder, None
+
+
+def _recorded(folder: Path) -> int:
+    """Return up to which decision there are records; a line that was not finished does not count."""
+    found = [0]
+    for name, pattern in (("eval.csv", r"(\d+),"), ("metrics.jsonl", r'\{"decisions": (\d+),')):
+        if (file := folder / name).exists():
+            found += [int(match[1]) for line in file.read_text(errors="replace").splitlines() if (match := re.match(pattern, line))]
+    return max(found)
 
 
 def _fixed(name: str) -> bool:
@@ -132,8 +148,10 @@ def lock(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise ConfigError(f"run_dir: another process is writing to {folder}; choose another run_dir or wait") from error
+        except OSError as error:  # some network file systems have none
+            warnings.warn(f"{folder}: this file system has no locks ({error.strerror}); do not start the run twice", stacklevel=2)
         yield
 
 
@@ -164,6 +182,8 @@ def restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, confi
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"resume: {checkpoint} does not fit this planner and these networks; begin a new run ({reason[:400]})") from error
+    if diverged(state.metrics, config.train.max_loss):
+        state.metrics = {}  # the update was not applied and has been reported; it must not end the run again
     # Where the hooks of the saved step are still to be done, what they wrote about it is theirs to write again.
     logger.truncate(state.decisions if state.settled else state.decisions - 1)
     return tree

@@ -38,7 +38,7 @@ class LogHook:
         if state.finished:
             record["train/episode_return"] = float(np.mean([episode.ret for episode in state.finished]))
             record["train/episode_length"] = float(np.mean([episode.length for episode in state.finished]))
-            state.finished.clear()
+            state.reported = len(state.finished)
         record |= self.throughput.since_last(decisions=state.decisions, env_steps=state.env_steps, updates=state.updates)
         record["time/seconds"] = self.throughput.seconds
         if state.agent.config.compile:

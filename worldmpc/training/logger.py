@@ -91,6 +91,16 @@ class Throughput:
         return self._clock() - self._idle
 
 
+class _Console(Console):
+    """A console whose reader may go away, as that of ``| head``: what is shown must not end what is done."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 class RunLogger:
     """Writes the numbers of one run into its folder and shows them.
 
@@ -115,7 +125,7 @@ class RunLogger:
         if run_dir is not None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
         self._config = config or LogConfig()
-        self._console = console or Console()
+        self._console = console or _Console()
         self._metrics_path = self.run_dir / "metrics.jsonl"
         self._eval_path = self.run_dir / "eval.csv"
         self._snapshots_path = self.run_dir / "snapshots.jsonl"

@@ -178,6 +178,7 @@ class _Run:
     def begin(self) -> None:
         """Evaluate the untrained agent, unless an earlier run has."""
         if self.evaluation.evaluated_at < 0:
+            self.state.settled = True  # False where an earlier run was stopped in here: there is no step whose hooks are to be done
             self.evaluation.run(self.state)
             self.saving(self.state, {})
 
@@ -278,7 +279,7 @@ def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, total: i
 
 @contextmanager
 def _stop_on_signals(states: Sequence[TrainState], logger: RunLogger) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end the loop at the next clean point; a second one ends the process at once."""
+    """Let SIGTERM, SIGHUP and Ctrl-C end the loop at the next clean point; a second one ends the process at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         for state in states:
@@ -288,7 +289,7 @@ def _stop_on_signals(states: Sequence[TrainState], logger: RunLogger) -> Iterato
 
     before: dict[int, Any] = {}
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _signals():
             before[number] = signal.signal(number, handle)
     except ValueError:  # not the main thread: whoever owns it decides about signals
         before.clear()
@@ -297,6 +298,13 @@ def _stop_on_signals(states: Sequence[TrainState], logger: RunLogger) -> Iterato
     finally:
         for number, action in before.items():
             signal.signal(number, action)
+
+
+def _signals() -> tuple[int, ...]:
+    """Signals that end a run; that of a terminal that is closed not where it is to be ignored, as under nohup."""
+    hangup = getattr(signal, "SIGHUP", None)
+    ours = (signal.SIGTERM, signal.SIGINT)
+    return ours if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN else (*ours, hangup)
 
 
 def _finish(result: RunResult, logger: RunLogger, config: RunConfig, task: Task, agent: Agent, seconds: float) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,7 +46,11 @@ class TrainState:
     act_metrics: Metrics = field(default_factory=dict)
     """What the agent said about its last decision."""
     finished: list[Episode] = field(default_factory=list)
-    """Episodes that ended since somebody last cleared the list."""
+    """Episodes that ended and that no hook has reported."""
+    reported: int = 0
+    """How many of them a hook of this step has reported: they are dropped once all hooks of the step are done."""
+    begun: int = 0
+    """The environments' count of resets, as far as this state knows of them."""
 
     @property
     def env_steps(self) -> int:
@@ -95,6 +100,7 @@ class TrainState:
             self.carry = self.agent.init_carry(self.envs.num_envs)
             self.tally.reset()
             self.source.cut()
+        self.begun = self.envs.begun
 
 
 Hook = Callable[[TrainState, Metrics], None]
@@ -123,7 +129,7 @@ def make_state(agent: Agent, envs: VecEnv) -> TrainState:
     sampling = NoiseStream(seed, "replay")
     source = agent.make_source(envs.num_envs, sampling.generator)
     random, carry, tally = NoiseStream(seed, "random"), agent.init_carry(envs.num_envs), EpisodeTally(envs.num_envs)
-    return TrainState(agent, envs, source, random, sampling, carry, tally)
+    return TrainState(agent, envs, source, random, sampling, carry, tally, begun=envs.begun)
 
 
 class Team(Protocol):
@@ -174,6 +180,7 @@ def train_together(team: Team, states: Sequence[TrainState], hooks: Sequence[Seq
     for state in states:
         if state.decisions == 0:
             state.envs.reset()
+            state.begun = state.envs.begun
     while True:
         if not all(state.settled for state in states):
             if not overlap and not learn_together(team, states):
@@ -208,6 +215,9 @@ def _run_hooks(states: Sequence[TrainState], hooks: Sequence[Sequence[Hook]]) ->
         for state, own in zip(states, hooks, strict=True):
             for hook in own:
                 hook(state, state.metrics)
+            if state.settled:  # or a hook was stopped, and all of this step's are done again
+                del state.finished[: state.reported]
+            state.reported = 0
     except BaseException:
         for state in states:
             state.settled = False  # whoever resumes does the hooks of this step again
@@ -217,30 +227,46 @@ def _run_hooks(states: Sequence[TrainState], hooks: Sequence[Sequence[Hook]]) ->
 def collect_together(team: Team, states: Sequence[TrainState], overlap: bool = False) -> None:
     """Take one decision everywhere; with ``overlap`` the updates that are due are done while the environments step."""
     observed = [state.envs.obs for state in states]
+    for state in states:
+        if state.begun != state.envs.begun:
+            _begin_anew(state)
     if states[0].decisions < states[0].source.seed_decisions:
         outputs = [ActOutput(_random_action(state), state.carry, {}, {}) for state in states]
     else:
         outputs = team.act([state.carry for state in states], observed)
-    for state, output in zip(states, outputs, strict=True):
-        state.envs.step_async(output.action)
+    errors: list[EnvError] = []
+    under_way: list[tuple[TrainState, Tensor, ActOutput]] = []
+    for state, obs, output in zip(states, observed, outputs, strict=True):
+        with _collected(errors, state, states):
+            state.envs.step_async(output.action)
+            under_way.append((state, obs, output))
     try:
-        if overlap:
+        if overlap and not errors:
             learn_together(team, states, until_done=True)
     finally:
-        # Also after an error: what the environments have done belongs to the state that is saved then.
-        _observe_all(states, observed, outputs)
+        # Also after an error: what the environments have done belongs to the state that is saved then, and one seed that fails must not
+        # cost the others their step.
+        for state, obs, output in under_way:
+            with _collected(errors, state, states):
+                _observe(state, obs, output, state.envs.step_wait())
+        if errors:
+            raise errors[0]
 
 
-def _observe_all(states: Sequence[TrainState], observed: Sequence[Tensor], outputs: Sequence[ActOutput]) -> None:
-    """Let all seeds finish their steps before the first error is raised, as one that fails must not cost the others theirs."""
-    errors: list[EnvError] = []
-    for state, obs, output in zip(states, observed, outputs, strict=True):
-        try:
-            _observe(state, obs, output, state.envs.step_wait())
-        except EnvError as error:
-            errors.append(error if len(states) == 1 else EnvError(f"seed {state.agent.config.seed}: {error}"))
-    if errors:
-        raise errors[0]
+@contextmanager
+def _collected(errors: list[EnvError], state: TrainState, states: Sequence[TrainState]) -> Iterator[None]:
+    """Keep an error of an environment for later, with the name of its seed where there are several."""
+    try:
+        yield
+    except EnvError as error:
+        errors.append(error if len(states) == 1 else EnvError(f"seed {state.agent.config.seed}: {error}"))
+
+
+def _begin_anew(state: TrainState) -> None:
+    """Somebody else has reset the environments, such as an evaluation on them: no transition may lead from one episode into the other."""
+    state.source.cut()
+    state.tally.reset()
+    state.carry, state.begun = state.agent.init_carry(state.envs.num_envs), state.envs.begun
 
 
 def _random_action(state: TrainState) -> Tensor:
@@ -258,7 +284,7 @@ def _observe(state: TrainState, obs: Tensor, output: ActOutput, step: EnvStep) -
     fresh = step.terminated | step.truncated | ~step.valid
     state.carry = output.carry
     if fresh.any():
-        state.carry = tree_where(fresh.to(state.agent.device), state.agent.init_carry(state.envs.num_envs), output.carry)
+        state.carry = tree_where(fresh, state.agent.init_carry(state.envs.num_envs), output.carry)
     state.decisions = state.source.decisions
     finished = state.tally.note(step)
     state.finished.extend(finished.values())
@@ -279,6 +305,12 @@ def learn_together(team: Team, states: Sequence[TrainState], until_done: bool = 
                     state.metrics, state.agent.config.train.max_loss, "" if len(states) == 1 else f"seed {state.agent.config.seed}: "
                 )
     return True
+
+
+def diverged(metrics: Mapping[str, Tensor], max_loss: float) -> bool:
+    """Return whether the metrics of an update are of one for which :func:`check_losses` raises."""
+    bad = any(name in metrics and not abs(float(metrics[name])) < max_loss for name in ("total_loss", "pi_loss"))
+    return bad or float(metrics.get("skipped_updates", 0)) > 0
 
 
 def check_losses(metrics: Mapping[str, Tensor], max_loss: float, who: str = "") -> None:
