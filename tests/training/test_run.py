@@ -260,12 +260,12 @@ def test_own_environment_has_a_folder_of_its_own(tmp_path, monkeypatch):
     assert json.loads((result.run_dir / "config.json").read_text())["task"] == "Balance"
 
 
-def test_stop_during_an_evaluation(tmp_path):
-    """The evaluation is left, everything is saved, and the resumed run does it again."""
+def stop_in_evaluation(folder, behind):
+    """A hook that lets the evaluation after the given decision end in its middle, once."""
 
     def stop(state, metrics):
-        if state.decisions == 60 and not (tmp_path / "stopped" / "once").exists():
-            (tmp_path / "stopped" / "once").touch()
+        if state.decisions == behind and not (folder / "once").exists():
+            (folder / "once").touch()
             act = state.agent.act
 
             def stopping(carry, obs, mode):
@@ -274,33 +274,27 @@ def test_stop_during_an_evaluation(tmp_path):
 
             state.agent.act = stopping
 
-    result = run(config(tmp_path / "stopped", eval_freq=70), extra_hooks=(stop,))
+    return stop
+
+
+def test_stop_during_an_evaluation(tmp_path):
+    """The evaluation is left, everything is saved, and the resumed run does it again."""
+    stopped = tmp_path / "stopped"
+    result = run(config(stopped, eval_freq=70), extra_hooks=(stop_in_evaluation(stopped, 60),))
     assert not result.finished and result.env_steps == 70
-    run(config(tmp_path / "stopped", eval_freq=70, resume="auto"))
+    run(config(stopped, eval_freq=70, resume="auto"))
     run(config(tmp_path / "whole", eval_freq=70))
-    assert_same_end(tmp_path / "stopped", tmp_path / "whole")
+    assert_same_end(stopped, tmp_path / "whole")
 
 
 def test_stop_where_episodes_are_reported(tmp_path):
     """The record of a step whose evaluation is stopped is written again, with the episodes that it is about."""
-
-    def stop(state, metrics):
-        if state.decisions == 39 and not (tmp_path / "stopped" / "once").exists():
-            (tmp_path / "stopped" / "once").touch()
-            act = state.agent.act
-
-            def stopping(carry, obs, mode):
-                state.stop = state.stop or mode == "prior"
-                return act(carry, obs, mode)
-
-            state.agent.act = stopping
-
-    often = {"eval_freq": 40, "log.every": 20, "task": "toy/pointmass", "env.episode_length": 15}
-    assert not run(config(tmp_path / "stopped", **often), extra_hooks=(stop,)).finished
-    run(config(tmp_path / "stopped", resume="auto", **often))
+    stopped, often = tmp_path / "stopped", {"eval_freq": 40, "log.every": 20, "task": "toy/pointmass", "env.episode_length": 15}
+    assert not run(config(stopped, **often), extra_hooks=(stop_in_evaluation(stopped, 39),)).finished
+    run(config(stopped, resume="auto", **often))
     run(config(tmp_path / "whole", **often))
     assert any(row["decisions"] == 40 and "train/episode_return" in row for row in records(tmp_path / "whole"))
-    assert_same_end(tmp_path / "stopped", tmp_path / "whole")
+    assert_same_end(stopped, tmp_path / "whole")
 
 
 def test_stop_during_the_first_evaluation(tmp_path):
