@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmpc.agents.common import Streams, discount_of, restore, state_of, vector_dim
-from worldmpc.agents.planning import PlanningActor, plan_replay
+from worldmpc.agents.planning import PlanningActor, actors_planner, plan_replay
 from worldmpc.config import RunConfig, seed_decisions
 from worldmpc.data.source import ReplaySource
 from worldmpc.learners.imitation import Imitation
@@ -24,7 +24,7 @@ from worldmpc.models.fitting import fit, make_optimizer
 from worldmpc.models.one_step import BoundDynamics, OneStepDynamics
 from worldmpc.noise import NoiseSpec, derive_seed
 from worldmpc.planners import make_planner
-from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, Planner, SequenceBatch, TransitionBatch
+from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, SequenceBatch, TransitionBatch
 
 
 class Seen(NamedTuple):
@@ -50,6 +50,8 @@ class MBMPC:
     Raises:
         ConfigError: observations that are no vectors, or a planner that cannot do with the task's actions.
     """
+
+    planner = actors_planner
 
     def __init__(self, config: RunConfig, spec: EnvSpec, device: torch.device | str = "cpu", total_updates: int = 1) -> None:
         obs_dim = vector_dim(spec)
@@ -86,15 +88,6 @@ class MBMPC:
     def modes(self) -> tuple[Mode, ...]:
         """How it can act; with a policy also by that alone."""
         return ("explore", "eval") if self.imitation is None else ("explore", "eval", "prior")
-
-    @property
-    def planner(self) -> Planner:
-        """What it plans with; another one may be put in its place."""
-        return self.actor.planner
-
-    @planner.setter
-    def planner(self, planner: Planner) -> None:
-        self.actor.planner = planner
 
     def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
         """Return a replay that hands out all it holds, every ``mbmpc.fit_every`` decisions."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worldmpc.agents.common import Streams, discount_of, vector_dim
-from worldmpc.agents.planning import PlanningActor
+from worldmpc.agents.planning import PlanningActor, actors_planner
 from worldmpc.config import ConfigError, EnvConfig, RunConfig
 from worldmpc.data.source import NoSource
 from worldmpc.envs import make_env
@@ -18,7 +18,7 @@ from worldmpc.models.analytic import analytic_dynamics
 from worldmpc.models.composed import ComposedModel, Dynamics, check_model
 from worldmpc.models.simulator import SimulatorModel
 from worldmpc.planners import make_planner
-from worldmpc.types import ActOutput, Batch, Carry, EnvSpec, Metrics, Mode, Planner
+from worldmpc.types import ActOutput, Batch, Carry, EnvSpec, Metrics, Mode
 
 
 class MPC:
@@ -36,6 +36,7 @@ class MPC:
     """
 
     modes: tuple[Mode, ...] = ("explore", "eval")
+    planner = actors_planner
 
     def __init__(
         self,
@@ -54,15 +55,6 @@ class MPC:
         planner = make_planner(config.planner, spec.action_dim, self.discount, 2, spec.discrete)
         self.actor = PlanningActor(planner, self.streams, self.device)
         self.updates = 0
-
-    @property
-    def planner(self) -> Planner:
-        """What it plans with; another one may be put in its place."""
-        return self.actor.planner
-
-    @planner.setter
-    def planner(self, planner: Planner) -> None:
-        self.actor.planner = planner
 
     def make_source(self, num_envs: int, generator: torch.Generator) -> NoSource:
         """Return a source that never asks for an update."""

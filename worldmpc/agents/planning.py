@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,3 +60,14 @@ class PlanningActor:
         """Plan from observations [E, O], with the noise of a mode, and choose actions [E, A]; noise of the model itself is bound to it."""
         noise = self.streams.acting(mode).draw(self.planner.noise_specs(len(obs)))
         return plan_output(self.planner.plan(model, model.encode(obs.to(self.device)), carry.plan, noise, explore))
+
+
+def _planner_of(agent: Any) -> Planner:
+    return agent.actor.planner
+
+
+def _replace_planner(agent: Any, planner: Planner) -> None:
+    agent.actor.planner = planner
+
+
+actors_planner = property(_planner_of, _replace_planner, doc="What the agent's ``actor`` plans with; another one may be put in its place.")

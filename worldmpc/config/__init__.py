@@ -12,6 +12,7 @@ from worldmpc.config.readers import LATENT
 from worldmpc.config.run import (
     RunConfig,
     discount_from_episode_length,
+    exact_ratio,
     flat_fields,
     make_config,
     network_width,
@@ -79,6 +80,7 @@ __all__ = [
     "auxiliary_gammas",
     "auxiliary_warning",
     "discount_from_episode_length",
+    "exact_ratio",
     "flat_fields",
     "lookup",
     "make_config",
@@ -89,9 +91,9 @@ __all__ = [
     "preset_values",
     "resolve_model",
     "seed_decisions",
-    "updates_worth",
     "sweep_overrides",
     "unknown_key",
+    "updates_worth",
     "uses_plans",
     "validate",
 ]

@@ -158,9 +158,14 @@ def seed_decisions(config: RunConfig, episode_length: int | None) -> int:
     return max(1000, 5 * (episode_length or 0))
 
 
+def exact_ratio(utd: float | Fraction) -> Fraction:
+    """Return updates per decision as they are written in decimal: 100 decisions at 0.29 are 29 updates, in floating point only 28."""
+    return utd if isinstance(utd, Fraction) else Fraction(str(utd))
+
+
 def updates_worth(decisions: int, utd: float | Fraction) -> int:
-    """Return how many updates a number of decisions is worth, exactly in decimal: 100 at 0.29 are 29, in floating point only 28."""
-    ratio = Fraction(str(utd))
+    """Return how many updates a number of decisions is worth, see :func:`exact_ratio`."""
+    ratio = exact_ratio(utd)
     return decisions * ratio.numerator // ratio.denominator
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldmpc.config import ConfigError, updates_worth
+from worldmpc.config import ConfigError, exact_ratio, updates_worth
 from worldmpc.data.replay import Replay
 from worldmpc.types import Batch, SequenceBatch, Transition
 
@@ -63,6 +63,7 @@ class ReplaySource:
         self.updates = 0
         self.resume_at = 0
         self.forgone = 0
+        self._ratio = exact_ratio(utd)
 
     def start_over(self) -> None:
         """Go on with an empty replay: collect for another seed phase before the next update, and do not catch up on those missed."""
@@ -148,7 +149,7 @@ class ReplaySource:
 
     def _worth(self, decisions: int) -> int:
         """Return how many updates a number of decisions is worth."""
-        return updates_worth(decisions, self.utd)
+        return updates_worth(decisions, self._ratio)
 
 
 class NoSource:

@@ -18,7 +18,7 @@ from worldmpc.envs import VecEnv
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.training.checkpoint import CheckpointStore, check_same_architecture, load_checkpoint
 from worldmpc.training.logger import RunLogger
-from worldmpc.training.trainer import TrainState, diverged
+from worldmpc.training.trainer import DivergenceError, TrainState, check_losses
 from worldmpc.types import EnvSpec
 
 FREE = ("steps", "eval_freq", "device", "threads", "compile", "cuda_graph", "seeds", "log", "checkpoint", "eval", "label")
@@ -182,8 +182,10 @@ def restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, confi
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"resume: {checkpoint} does not fit this planner and these networks; begin a new run ({reason[:400]})") from error
-    if diverged(state.metrics, config.train.max_loss):
-        state.metrics = {}  # the update was not applied and has been reported; it must not end the run again
+    try:
+        check_losses(state.metrics, config.train.max_loss)
+    except DivergenceError:
+        state.metrics = {}  # of an update that was not applied and has been reported: it must not end the run again
     # Where the hooks of the saved step are still to be done, what they wrote about it is theirs to write again.
     logger.truncate(state.decisions if state.settled else state.decisions - 1)
     return tree

@@ -307,12 +307,6 @@ def learn_together(team: Team, states: Sequence[TrainState], until_done: bool = 
     return True
 
 
-def diverged(metrics: Mapping[str, Tensor], max_loss: float) -> bool:
-    """Return whether the metrics of an update are of one for which :func:`check_losses` raises."""
-    bad = any(name in metrics and not abs(float(metrics[name])) < max_loss for name in ("total_loss", "pi_loss"))
-    return bad or float(metrics.get("skipped_updates", 0)) > 0
-
-
 def check_losses(metrics: Mapping[str, Tensor], max_loss: float, who: str = "") -> None:
     """Check the losses of an update; ``who`` begins the message.
 
