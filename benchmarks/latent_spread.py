@@ -48,7 +48,7 @@ def main() -> None:
 def row(name: str, over: dict[str, Any], task: str, seed: int) -> dict[str, Any]:
     """Return the spread of encoded observations over the updates that follow the random decisions."""
     envs = worldmpc.make_envs(task, seed=seed)
-    agent = worldmpc.make_agent(envs, "cpu", seed=seed, threads=1, **over)
+    agent = worldmpc.make_agent(envs, "cpu", seed=seed, **over)
     # Random decisions alone, as an agent would act differently with other heads.
     state = worldmpc.train(agent, envs, 2 * 2_499, progress=False)
     assert state.source.updates == 0 and state.env_steps == 2 * 2_499

@@ -89,6 +89,33 @@ def test_evaluation_plays_the_environment_that_was_trained_on(tmp_path):
         assert worldmpc.evaluate(one, episodes=2).lengths == [7, 7]
 
 
+def test_an_agent_knows_how_its_environments_were_made():
+    envs = worldmpc.make_envs("toy/pointmass", worldmpc.EnvConfig(num_envs=2, discount=0.9))
+    agent = worldmpc.make_agent(envs, preset="debug")
+    assert agent.discount == 0.9 and agent.config.env.num_envs == 2
+    assert worldmpc.make_agent(envs, preset="debug", env={"discount": 0.8}).discount == 0.8
+    silent = worldmpc.make_envs("toy/pointmass")
+    assert worldmpc.make_agent(silent, agent="td3").discount == worldmpc.make_config(agent="td3").env.discount == 0.98
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"env.num_envs": 3}, "env.num_envs: the environments were made with 2, got 3; pass it to make_envs, in EnvConfig"),
+        ({"env": {"action_repeat": 4}}, "env.action_repeat: the environments were made with 1, got 4; pass it to make_envs, in EnvConfig"),
+        ({"env.simulator_state": True}, "env.simulator_state: the environments were made with False, got True; .*"),
+        ({"threads": 1}, "threads: only worldmpc.run reads it, an agent in memory does not; leave it out"),
+        ({"eval.episodes": 3}, "eval: only worldmpc.run reads it, .*"),
+        ({"seeds": [1, 2]}, "seeds: only worldmpc.run reads it, .*"),
+    ],
+)
+def test_what_the_agent_cannot_change_is_refused(overrides, message):
+    envs = worldmpc.make_envs("toy/pointmass", worldmpc.EnvConfig(num_envs=2))
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        worldmpc.make_agent(envs, "debug", **overrides)
+    assert worldmpc.make_agent(envs.spec, "debug", **{"env.num_envs": 3}).config.env.num_envs == 3
+
+
 @pytest.mark.parametrize("task", [Balance, lambda: PointMass()])
 def test_own_environment(task):
     envs = worldmpc.make_envs(task, worldmpc.EnvConfig(num_envs=2))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 
 from worldmpc import agents
-from worldmpc.config import ConfigError, EnvConfig, LogConfig, auxiliary_warning, make_config
+from worldmpc.config import ConfigError, EnvConfig, LogConfig, RunConfig, auxiliary_warning, lookup, make_config, merge, nest
 from worldmpc.envs import Task, VecEnv, make_envs
 from worldmpc.noise import derive_seed
 from worldmpc.runtime import keep_freed_memory, resolve_device
@@ -25,6 +25,9 @@ from worldmpc.training.trainer import Hook, TrainState, make_state
 from worldmpc.training.trainer import train as run_loop
 from worldmpc.types import Agent, EnvSpec, Mode
 
+_OF_A_RUN = ("seeds", "threads", "run_dir", "resume", "eval_freq", "eval", "checkpoint", "log")
+"""Keys and sections that :func:`worldmpc.run` reads, and an agent in memory does not."""
+
 
 def make_agent(envs: VecEnv | EnvSpec, preset: str = "default", **overrides: Any) -> Agent:
     """Make an untrained agent for environments.
@@ -35,14 +38,20 @@ def make_agent(envs: VecEnv | EnvSpec, preset: str = "default", **overrides: Any
         overrides: configuration on top, as in :func:`worldmpc.config.make_config`: ``agent="dqn", seed=2, **{"planner.horizon": 5}``.
 
     Raises:
-        ConfigError: a value that cannot be used.
+        ConfigError: a value that cannot be used, that the environments have otherwise, or that only a whole run reads.
     """
     spec = envs if isinstance(envs, EnvSpec) else envs.spec
     # The agent remembers how its environments were made, so that `evaluate` and `load` play the same task.
     own: dict[str, Any] = {"task": spec.name, "env.action_repeat": spec.action_repeat, "env.episode_length": spec.episode_length}
+    free = {"task", "env.discount"}
     if isinstance(envs, VecEnv):
-        own["env.num_envs"] = envs.num_envs
-    config = make_config(preset, **{**own, **overrides})
+        own |= {"env.num_envs": envs.num_envs, "env.simulator_state": envs.config.simulator_state}
+        if envs.config.discount is not None:  # else the agent's or preset's own stays
+            own["env.discount"] = envs.config.discount
+    else:
+        free |= {"env.num_envs", "env.simulator_state"}
+    config = make_config(preset, **merge(nest(own), nest(overrides)))
+    _check_overrides(config, overrides, {name: value for name, value in own.items() if name not in free})
     agent = agents.make_agent(config, spec, resolve_device(config.device))
     if (warning := auxiliary_warning(config.multi_gamma)) is not None:
         warnings.warn(warning, stacklevel=2)
@@ -142,6 +151,18 @@ def load(path: str | Path, task: Task | None = None, *, device: str = "auto") ->
         CheckpointError: the folder is no intact checkpoint.
     """
     return load_agent(path, task, device=device)[0]
+
+
+def _check_overrides(config: RunConfig, overrides: Mapping[str, Any], envs: Mapping[str, Any]) -> None:
+    """Refuse what is of a run alone, and what the environments, which are there already, have otherwise."""
+    for name in nest(overrides):
+        if name in _OF_A_RUN:
+            raise ConfigError(f"{name}: only worldmpc.run reads it, an agent in memory does not; leave it out")
+    for name, value in envs.items():
+        if lookup(config, name) != value:
+            raise ConfigError(
+                f"{name}: the environments were made with {value}, got {lookup(config, name)}; pass it to make_envs, in EnvConfig"
+            )
 
 
 def _check_fits(agent: Agent, envs: VecEnv) -> None:

@@ -17,7 +17,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from worldmpc.config import ConfigError, EnvConfig
-from worldmpc.envs import SUITES, EnvError, SuiteEnv, VecEnv, episode_seed, make_envs
+from worldmpc.envs import SUITES, EnvError, SuiteEnv, VecEnv, episode_seed, make_env, make_envs
 from worldmpc.envs.toy import Counter, End, PointMass
 
 SCHEDULES: dict[str, tuple[End, ...]] = {"terminated": ("terminated",), "truncated": ("truncated",), "both": ("terminated", "truncated")}
@@ -413,6 +413,28 @@ def test_gymnasium_own_vector_environment_runs() -> None:
     assert torch.equal(first.reset(), envs.obs)
     valid = torch.stack([envs.step(torch.zeros(2, 1)).valid for _ in range(205)])
     assert (~valid).sum(0).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_time_limits_within_a_vector_environment_are_found(mode: Any) -> None:
+    for limits, expected in (((40, 40), 40), ((40, 50), None)):
+        functions = [lambda limit=limit: gymnasium.make("Pendulum-v1", max_episode_steps=limit) for limit in limits]
+        with make_envs((SyncVectorEnv if mode == "sync" else AsyncVectorEnv)(functions)) as envs:
+            assert envs.spec.episode_length == expected
+    with make_envs(SyncVectorEnv([lambda: Endless()])) as envs:
+        assert envs.spec.episode_length is None
+
+
+def test_impossible_configurations_are_refused_as_keys_are() -> None:
+    for values, message in (
+        ({"discount": 1.5}, r"env.discount: expected in \[0, 1\), or null, got 1.5"),
+        ({"action_repeat": 0}, "env.action_repeat: expected at least 1 or null, got 0"),
+        ({"num_envs": "2"}, "env.num_envs: expected int, got '2'"),
+        ({"workers": "threads"}, "env.workers: expected one of sync, async, got 'threads'"),
+    ):
+        for make in (lambda config: make_envs("toy/balance", config), lambda config: make_env("toy/balance", config=config)):
+            with pytest.raises(ConfigError, match=f"^{message}$"):
+                make(EnvConfig(**values))  # type: ignore[arg-type]
 
 
 def test_render_needs_to_be_asked_for() -> None:

@@ -208,7 +208,8 @@ def test_evaluation_ends_where_episodes_do_not(monkeypatch):
     state = make()
     envs = make_envs(lambda: PointMass(length=None), dataclasses.replace(state.agent.config.env, num_envs=2), seed=9)
     agent = TDMPC2(make_config("debug"), envs.spec)
-    assert envs.spec.episode_length is None and evaluate(agent, envs, 2).lengths == [30] * 2
+    with pytest.warns(UserWarning, match=r"^PointMass sets no time limit: 2 of 2 episodes .* after 30 decisions .*env.episode_length"):
+        assert envs.spec.episode_length is None and evaluate(agent, envs, 2).lengths == [30] * 2
     with pytest.raises(ValueError, match="no time limit"):
         evaluate(agent, envs, 3)
 

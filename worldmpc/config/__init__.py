@@ -11,6 +11,7 @@ from worldmpc.config.presets import AGENTS, PRESETS, TUNED, preset_values
 from worldmpc.config.readers import LATENT
 from worldmpc.config.run import (
     RunConfig,
+    check_env_config,
     discount_from_episode_length,
     exact_ratio,
     flat_fields,
@@ -79,6 +80,7 @@ __all__ = [
     "ValueConfig",
     "auxiliary_gammas",
     "auxiliary_warning",
+    "check_env_config",
     "discount_from_episode_length",
     "exact_ratio",
     "flat_fields",

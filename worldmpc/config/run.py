@@ -123,6 +123,15 @@ def make_config(preset: str = "default", **overrides: Any) -> RunConfig:
     return RunConfig.from_dict(merge(layers, over), over)
 
 
+def check_env_config(config: EnvConfig) -> None:
+    """Check how environments are to be made, as the keys of ``env`` are.
+
+    Raises:
+        ConfigError: wrong type, or a value out of range.
+    """
+    RunConfig.from_dict({"env": dataclasses.asdict(config)})
+
+
 def flat_fields(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     """Yield every leaf of the configuration as (dotted key, field)."""
     for item in dataclasses.fields(cls):

@@ -17,8 +17,9 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 import gymnasium
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
-from worldmpc.config import ConfigError, EnvConfig
+from worldmpc.config import ConfigError, EnvConfig, check_env_config
 from worldmpc.envs.rendering import configure_rendering, rendering_backend
 from worldmpc.envs.vector import VecEnv, VectorEnv, episode_seed
 from worldmpc.envs.workers import LocalEnvs, WorkerEnvs
@@ -89,11 +90,12 @@ def make_env(
     ``seed`` is that of the first episode, unless ``reset`` gets one; ``index`` is the number it bears in errors.
 
     Raises:
-        ConfigError: unknown task, missing package, or a space that is not supported.
+        ConfigError: unknown task, missing package, a space that is not supported, or a configuration that cannot be.
         EnvError: the environment's own code raised an error.
     """
     config = config or EnvConfig()
-    return adapt(_make(task, config, render=render, index=index), config, seed=seed, index=index)
+    check_env_config(config)
+    return _make_adapted(task, config, seed=seed, render=render, index=index)
 
 
 def make_envs(task: Task, config: EnvConfig | None = None, *, seed: int = 1, render: bool = False) -> VecEnv:
@@ -102,34 +104,36 @@ def make_envs(task: Task, config: EnvConfig | None = None, *, seed: int = 1, ren
     Episode ``k`` of environment ``e`` has the seed ``episode_seed(seed, e, k)``. A vector environment object keeps its own
     number of environments, time limit and seeding. With ``env.workers=async`` a function that makes environments is called in
     the ``env.num_workers`` processes (and once more here, for the spaces), so what it counts or shares is not common to them; the
-    results are those of ``env.workers=sync``, bit for bit, for which ``env.num_workers`` means nothing.
+    results are those of ``env.workers=sync``, bit for bit.
 
     Raises:
-        ConfigError: unknown task, missing package, a space that is not supported, or a configuration that does not fit the object.
+        ConfigError: unknown task, missing package, a space that is not supported, or a configuration that cannot be or does not fit the
+            object.
         EnvError: an environment's own code raised an error.
     """
     config = config or EnvConfig()
+    check_env_config(config)
     if isinstance(task, gymnasium.vector.VectorEnv):
         return _wrap_vector(task, config, seed)
     if isinstance(task, gymnasium.Env) and (config.num_envs != 1 or config.workers != "sync"):
         raise ConfigError("task: an environment object is one environment in this process; pass a function that makes it instead")
-    if config.num_envs < 1:
-        raise ConfigError(f"env.num_envs: expected at least 1, got {config.num_envs}")
     if isinstance(task, str):
         task = canonical_task(task)
     functions = [
-        partial(make_env, task, seed=episode_seed(seed, index, 0), config=config, render=render, index=index)
+        partial(_make_adapted, task, config, seed=episode_seed(seed, index, 0), render=render, index=index)
         for index in range(config.num_envs)
     ]
     env = LocalEnvs(functions) if config.workers == "sync" else _start_workers(functions, config, _name(task))
-    return VecEnv(env, env.spec, seed=seed, may_render=not isinstance(task, str) or render)
+    return VecEnv(env, env.spec, config, seed=seed, may_render=not isinstance(task, str) or render)
+
+
+def _make_adapted(task: str | Env | Callable[[], Env], config: EnvConfig, *, seed: int, render: bool, index: int) -> GuardedEnv:
+    return adapt(_make(task, config, render=render, index=index), config, seed=seed, index=index)
 
 
 def _start_workers(functions: list[Callable[[], GuardedEnv]], config: EnvConfig, name: str) -> WorkerEnvs:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     number = min(cores, config.num_envs) if config.num_workers is None else config.num_workers
-    if not 1 <= number <= config.num_envs:
-        raise ConfigError(f"env.num_workers: expected 1 to env.num_envs ({config.num_envs}), got {number}")
     if number > cores:
         warnings.warn(f"env.num_workers: {number} worker processes on {cores} CPU cores are slower than {cores}", stacklevel=3)
     first = functions[0]()
@@ -186,8 +190,19 @@ def _wrap_vector(env: VectorEnv, config: EnvConfig, seed: int) -> VecEnv:
     if "autoreset_mode" not in env.metadata:
         raise ConfigError(f"task: the vector environment {name} does not say how it resets; set its metadata['autoreset_mode']")
     obs_shape, action_dim, discrete = check_spaces(env.single_observation_space, env.single_action_space, name)
-    length = env.spec.max_episode_steps if env.spec is not None else None
-    return VecEnv(env, EnvSpec(name, obs_shape, action_dim, length, discrete=discrete), seed=seed)
+    return VecEnv(env, EnvSpec(name, obs_shape, action_dim, _vector_step_limit(env), discrete=discrete), config, seed=seed)
+
+
+def _vector_step_limit(env: VectorEnv) -> int | None:
+    """Return the time limit of all environments in a vector environment; None where they have none, have several, or do not say."""
+    inner = env.unwrapped
+    if isinstance(inner, SyncVectorEnv):
+        limits = {own_step_limit(one) for one in inner.envs}
+    elif isinstance(inner, AsyncVectorEnv):
+        limits = {spec and spec.max_episode_steps for spec in inner.get_attr("spec")}
+    else:
+        limits = {env.spec and env.spec.max_episode_steps}
+    return limits.pop() if len(limits) == 1 else None
 
 
 def _suite(name: str) -> ModuleType:

@@ -16,6 +16,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from torch import Tensor
 
+from worldmpc.config import EnvConfig
 from worldmpc.envs.workers import LocalEnvs, WorkerEnvs
 from worldmpc.envs.wrappers import SUCCESS_KEYS, EnvError
 from worldmpc.types import EnvSpec, EnvStep
@@ -43,13 +44,15 @@ class VecEnv:
     reset or a state be loaded, and ``state_dict`` is that of the last complete step.
     """
 
-    def __init__(self, env: VectorEnv | OwnEnvs, spec: EnvSpec, *, seed: int = 1, may_render: bool = True) -> None:
+    def __init__(self, env: VectorEnv | OwnEnvs, spec: EnvSpec, config: EnvConfig, *, seed: int = 1, may_render: bool = True) -> None:
         """Wrap environments; :func:`worldmpc.envs.make_envs` is the usual way here.
 
         In ours (not a gymnasium vector environment) actions are in [-1, 1], every episode has its own seed, and episodes can be
         played again. ``may_render`` False says that frames were not asked for, where they could have been.
         """
         self.spec = spec
+        self.config = config
+        """How they were made."""
         self.num_envs = env.num_envs
         self._env = env
         self._own = env if isinstance(env, OwnEnvs) else None

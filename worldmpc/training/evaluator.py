@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -51,7 +52,8 @@ def evaluate(
 ) -> EvalResult:
     """Play whole episodes, all environments side by side.
 
-    Where the environment has no time limit, episodes are cut after :data:`MAX_DECISIONS`; one environment then plays one episode.
+    Where the environment has no time limit, episodes are cut after :data:`MAX_DECISIONS`, with a warning; one environment then plays one
+    episode.
 
     Episode seeds and noise depend on (seed of the agent, ``index``) alone, so that an evaluation can be repeated, and neither
     depends on training nor changes it.
@@ -104,4 +106,10 @@ def evaluate(
                 result.success.append(episode.success)
             played[env] += 1
             recording = recording and env != 0
+    if envs.spec.episode_length is None and (cut := result.lengths.count(MAX_DECISIONS)):
+        warnings.warn(
+            f"{envs.spec.name} sets no time limit: {cut} of {episodes} episodes had no end after {MAX_DECISIONS} decisions "
+            "and count as over; env.episode_length sets a limit",
+            stacklevel=2,
+        )
     return result
