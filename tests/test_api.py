@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
 
@@ -124,6 +125,25 @@ def test_own_environment(task):
     assert len(worldmpc.evaluate(agent, task, episodes=2).returns) == 2
     with pytest.raises(worldmpc.ConfigError, match="pass a function"):
         worldmpc.evaluate(agent)
+
+
+def test_environments_of_the_caller_stay_open(tmp_path):
+    closed = []
+
+    class Watched(Balance):
+        def close(self):
+            closed.append(self)
+
+    agent = worldmpc.make_agent(worldmpc.make_envs(Balance), "debug")
+    worldmpc.save(agent, tmp_path / "mine")
+    mine, vector = Watched(), gymnasium.vector.SyncVectorEnv([lambda: gymnasium.wrappers.TimeLimit(Watched(), 20)])
+    for task in (mine, vector):
+        assert len(worldmpc.evaluate(agent, task, episodes=1).returns) == 1
+        worldmpc.load(tmp_path / "mine", task)
+        assert closed == []
+        assert len(worldmpc.evaluate(agent, task, episodes=1).returns) == 1
+    worldmpc.evaluate(agent, Watched, episodes=2)
+    assert len(closed) == 2
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])

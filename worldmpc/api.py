@@ -12,7 +12,7 @@ import gymnasium
 
 from worldmpc import agents
 from worldmpc.config import ConfigError, EnvConfig, LogConfig, RunConfig, auxiliary_warning, lookup, make_config, merge, nest
-from worldmpc.envs import Task, VecEnv, make_envs
+from worldmpc.envs import Task, VecEnv, borrowed_envs
 from worldmpc.noise import derive_seed
 from worldmpc.runtime import keep_freed_memory, resolve_device
 from worldmpc.training import evaluator
@@ -125,7 +125,7 @@ def evaluate(
         config = dataclasses.replace(config, num_envs=1)
     if isinstance(task, gymnasium.vector.VectorEnv):
         config = EnvConfig()
-    with make_envs(task, config, seed=derive_seed(agent.config.seed, "eval")) as envs:
+    with borrowed_envs(task, config, seed=derive_seed(agent.config.seed, "eval")) as envs:
         _check_fits(agent, envs)
         return evaluator.evaluate(agent, envs, episodes, mode=mode, index=index)
 

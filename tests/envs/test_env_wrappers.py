@@ -85,6 +85,18 @@ def test_action_repeat_sums_rewards_and_stops_at_the_end(terminates: bool) -> No
     assert env.env_spec.action_repeat == 3
 
 
+def test_success_within_a_repeated_action_counts() -> None:
+    class Passing(Recorder):
+        reports = iter(({}, {"success": 1.0}, {"success": 0.0}, {"is_success": False}, {}, {}, {}, {}, {}))
+
+        def step(self, action: Any) -> Any:
+            return (*super().step(action)[:4], next(self.reports))
+
+    env = make_env(Passing(), config=EnvConfig(action_repeat=3))
+    env.reset()
+    assert [env.step(np.zeros(2))[4] for _ in range(3)] == [{"success": 1.0}, {"success": 0.0}, {}]
+
+
 @pytest.mark.parametrize("own", [None, 7, 20])
 @pytest.mark.parametrize("wanted", [None, 3, 8])
 @pytest.mark.parametrize("repeat", [1, 2])

@@ -11,7 +11,8 @@ import difflib
 import importlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -33,6 +34,7 @@ __all__ = [
     "SuiteEnv",
     "Task",
     "VecEnv",
+    "borrowed_envs",
     "canonical_task",
     "configure_rendering",
     "episode_seed",
@@ -125,6 +127,22 @@ def make_envs(task: Task, config: EnvConfig | None = None, *, seed: int = 1, ren
     ]
     env = LocalEnvs(functions) if config.workers == "sync" else _start_workers(functions, config, _name(task))
     return VecEnv(env, env.spec, config, seed=seed, may_render=not isinstance(task, str) or render)
+
+
+@contextmanager
+def borrowed_envs(task: Task, config: EnvConfig | None = None, *, seed: int = 1) -> Iterator[VecEnv]:
+    """Make environments for the length of a ``with`` block, and close them unless they are objects of the caller's.
+
+    Raises:
+        ConfigError: see :func:`make_envs`.
+        EnvError: see :func:`make_envs`.
+    """
+    envs = make_envs(task, config, seed=seed)
+    try:
+        yield envs
+    finally:
+        if not isinstance(task, gymnasium.Env | gymnasium.vector.VectorEnv):
+            envs.close()
 
 
 def _make_adapted(task: str | Env | Callable[[], Env], config: EnvConfig, *, seed: int, render: bool, index: int) -> GuardedEnv:

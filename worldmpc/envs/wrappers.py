@@ -7,6 +7,7 @@ time limit applied, errors that name the task, and an :class:`~worldmpc.types.En
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -85,7 +86,7 @@ class OneHotAction(gymnasium.ActionWrapper[Any, Any, Any]):
 
 
 class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Repeats each action, sums the rewards, and stops early at the end of an episode."""
+    """Repeats each action, sums the rewards, keeps the largest success, and stops early at the end of an episode."""
 
     def __init__(self, env: Env, repeat: int) -> None:
         """Wrap an environment so that one decision is up to ``repeat`` simulator steps."""
@@ -93,14 +94,17 @@ class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._repeat = repeat
 
     def step(self, action: Any) -> StepResult:
-        """Take one decision: the last observation, the summed reward, the last flags and info."""
+        """Take one decision: the last observation, the summed reward, the last flags and info, with the largest ``success`` if any."""
         obs, total, terminated, truncated, info = self.env.step(action)
+        success = success_of(info)
         for _ in range(self._repeat - 1):
             if terminated or truncated:
                 break
             obs, reward, terminated, truncated, info = self.env.step(action)
             total = float(total) + float(reward)
-        return obs, total, terminated, truncated, info
+            if (now := success_of(info)) is not None:
+                success = now if success is None else max(success, now)
+        return obs, total, terminated, truncated, info if success is None else {**info, "success": success}
 
 
 class FloatObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
@@ -162,7 +166,7 @@ class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
-            success = next((float(info[key]) for key in SUCCESS_KEYS if key in info), None)
+            success = success_of(info)
             return obs, float(reward), bool(terminated), bool(truncated), {} if success is None else {"success": success}
         except Exception as error:
             raise self._failure("step", error) from error
@@ -196,6 +200,11 @@ class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _failure(self, verb: str, error: Exception) -> EnvError:
         text = " ".join(str(error).split())
         return EnvError(f"{self.env_spec.name}: environment {self.index} raised {type(error).__name__} in {verb}: {text}")
+
+
+def success_of(info: Mapping[str, Any]) -> float | None:
+    """Return the success that a step reported, under whichever of :data:`SUCCESS_KEYS`; None where it reported none."""
+    return next((float(info[key]) for key in SUCCESS_KEYS if key in info), None)
 
 
 def adapt(made: SuiteEnv, config: EnvConfig, *, seed: int | None = None, index: int = 0) -> GuardedEnv:

@@ -11,7 +11,7 @@ from typing import Any
 from worldmpc.agents import make_agent
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, RunConfig, merge
-from worldmpc.envs import Task, canonical_task, make_envs
+from worldmpc.envs import Task, borrowed_envs, canonical_task
 from worldmpc.models.official import is_official, load_official
 from worldmpc.runtime import resolve_device
 from worldmpc.training.checkpoint import (
@@ -96,7 +96,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 def task_spec(task: Task, config: RunConfig) -> EnvSpec:
     """Make one environment of a task, and return what it says about itself."""
-    with make_envs(task, dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None), seed=config.seed) as envs:
+    with borrowed_envs(task, dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None), seed=config.seed) as envs:
         return envs.spec
 
 
