@@ -11,16 +11,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from tests.trees import differences, leaves
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, make_config
 from worldmpc.envs import EnvError, make_envs
-from worldmpc.envs.toy import PointMass
+from worldmpc.envs.toy import Counter, PointMass
 from worldmpc.noise import derive_seed
 from worldmpc.training import evaluator
 from worldmpc.training.evaluator import evaluate
-from worldmpc.training.trainer import DivergenceError, check_losses, collect_together, make_state, train
+from worldmpc.training.trainer import DivergenceError, Every, check_losses, collect_together, make_state, train
 
 
 def make(task="toy/balance", num_envs=1, seed_decisions=20, **overrides):
@@ -329,3 +330,23 @@ def test_error_in_an_overlapped_update_leaves_a_state_that_can_be_saved():
         train(state, [], 60)
     snapshot(state)
     assert state.decisions == 21 and not state.settled
+
+
+@pytest.mark.parametrize("lengths", [((1, 1), (2, 3)), ((3, 2), (3, 2))])
+def test_an_interval_is_due_once_where_steps_begin_episodes(lengths):
+    """Environments that take a step for beginning an episode advance by fewer decisions than there are of them, or by none."""
+    vector = SyncVectorEnv([lambda own=own: Counter(lengths=own) for own in lengths], autoreset_mode=AutoresetMode.NEXT_STEP)
+    envs = make_envs(vector)
+    state = make_state(TDMPC2(make_config("debug", **{"train.seed_decisions": 1_000}), envs.spec), envs)
+    due, advanced = [], []
+
+    def hook(state, metrics):
+        advanced.append(state.advanced)
+        if Every(5).due(state.decisions, state.advanced):
+            due.append(state.decisions)
+
+    train(state, [hook], 60)
+    assert [count // 5 for count in due] == list(range(1, 13)) and sum(advanced) == state.decisions and min(advanced) < 2
+    again = make_state(state.agent, envs)
+    again.load_state_dict({**state.state_dict(), "replay": None})
+    assert again.advanced == state.advanced

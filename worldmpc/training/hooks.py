@@ -29,7 +29,7 @@ class LogHook:
     def __call__(self, state: TrainState, metrics: Metrics) -> None:
         """Log where due."""
         self.logger.progress(state.decisions, state.env_steps, state.updates)
-        if not self.every.due(state.decisions, state.envs.num_envs):
+        if not self.every.due(state.decisions, state.advanced):
             return
         check_losses(metrics, state.agent.config.train.max_loss)
         record: dict[str, float] = {
@@ -71,7 +71,7 @@ class EvalHook:
 
     def __call__(self, state: TrainState, metrics: Metrics) -> None:
         """Evaluate where due."""
-        if self.every.due(state.env_steps, state.envs.num_envs * state.envs.spec.action_repeat):
+        if self.every.due(state.env_steps, state.advanced * state.envs.spec.action_repeat):
             self.run(state)
 
     def run(self, state: TrainState) -> None:
@@ -121,7 +121,7 @@ class SnapshotHook:
 
     def __call__(self, state: TrainState, metrics: Metrics) -> None:
         """Log where due."""
-        if self.every.due(state.env_steps, state.envs.num_envs * state.envs.spec.action_repeat):
+        if self.every.due(state.env_steps, state.advanced * state.envs.spec.action_repeat):
             self.log(state)
 
     def log(self, state: TrainState) -> None:
@@ -153,7 +153,7 @@ class CheckpointHook:
     def __call__(self, state: TrainState, metrics: Metrics) -> None:
         """Save where due, and where the evaluation just made is the best so far."""
         best = self.evaluation.improved and self.evaluation.evaluated_at == state.decisions
-        if best or self.every.due(state.env_steps, state.envs.num_envs * state.envs.spec.action_repeat):
+        if best or self.every.due(state.env_steps, state.advanced * state.envs.spec.action_repeat):
             self.save(state, best=best)
 
     def save(self, state: TrainState, best: bool = False) -> None:

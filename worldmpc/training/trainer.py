@@ -36,6 +36,8 @@ class TrainState:
     carry: Any
     tally: EpisodeTally
     decisions: int = 0
+    advanced: int = 0
+    """Decisions that the last step took: one per environment, fewer where some only began an episode."""
     episodes: int = 0
     settled: bool = True
     """False between collecting a step and the end of its updates and hooks."""
@@ -74,6 +76,7 @@ class TrainState:
                 "sampling": self.sampling.state_dict(),
                 "carry": tree_tensors(self.carry),
                 "decisions": self.decisions,
+                "advanced": self.advanced,
                 "episodes": self.episodes,
                 "settled": self.settled,
                 **self.tally.state_dict(),
@@ -93,6 +96,7 @@ class TrainState:
         self.sampling.load_state_dict(loop["sampling"])
         self.carry = tree_fill(self.carry, [tensor.to(self.agent.device) for tensor in loop["carry"]])
         self.decisions, self.episodes, self.settled = int(loop["decisions"]), int(loop["episodes"]), bool(loop["settled"])
+        self.advanced = int(loop.get("advanced", self.envs.num_envs))  # not in states of older versions
         self.tally.load_state_dict(loop)
         self.metrics, self.act_metrics = dict(loop["metrics"]), dict(loop["act_metrics"])
         self.finished = [Episode(ret, int(length), *success) for ret, length, *success in loop["finished"].tolist()]
@@ -285,7 +289,7 @@ def _observe(state: TrainState, obs: Tensor, output: ActOutput, step: EnvStep) -
     state.carry = output.carry
     if fresh.any():
         state.carry = tree_where(fresh, state.agent.init_carry(state.envs.num_envs), output.carry)
-    state.decisions = state.source.decisions
+    state.decisions, state.advanced = state.source.decisions, state.source.decisions - state.decisions
     finished = state.tally.note(step)
     state.finished.extend(finished.values())
     state.episodes += len(finished)
