@@ -57,8 +57,11 @@ def test_advantages_weigh_the_actions_taken():
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_fits_come_at_fixed_distances(num_envs):
     state = start(num_envs=num_envs)
-    train(state, [], 200)
-    assert state.source.seed_decisions == 50 and state.updates == state.decisions // 60 == state.agent.updates
+    at = []
+    train(state, [lambda state, _: at.append((state.updates, state.decisions))], 200)
+    assert state.source.seed_decisions == 50 and state.updates == state.decisions // 60 == state.agent.updates == 3
+    firsts = [next(decisions for updates, decisions in at if updates == number) for number in (1, 2, 3)]
+    assert firsts == [-(-due // num_envs) * num_envs for due in (50, 120, 180)]  # the first with the end of the seed phase
     assert {"dynamics_holdout_loss", "dynamics_epochs", "value_loss", "policy_loss", "total_loss"} <= state.metrics.keys()
     batch = state.source.next()
     assert len(batch.transitions.obs) == state.decisions and batch.windows is None

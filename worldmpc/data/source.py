@@ -38,8 +38,8 @@ class ReplaySource:
             generator: CPU generator of the sampling stream; saving it is its owner's business.
             convert: makes what an update wants out of windows; None: windows.
             draw: returns one batch for a number of updates that are due, instead of windows at random, such as all that is stored; then
-                what is due is done at once.
-
+                what is due is done at once, and the first comes with the end of a seed phase, ahead of its time, so that nobody acts on
+                what has learned nothing.
             refresh: may renew what is stored with the windows of an update, which is counted from 1, and returns them as they then are.
 
         Raises:
@@ -95,7 +95,10 @@ class ReplaySource:
                 )
             return 0
         due = max(0, self._due())
-        return due if self.draw is None else min(due, 1)
+        if self.draw is None:
+            return due
+        first = self.seed_decisions > 0 and not self.updates
+        return 1 if due or first else 0
 
     def next(self) -> Any:
         """Return the batch of the next update, windows [T, B, ...] unless converted, and count it, or all it is for, as done.
