@@ -96,6 +96,14 @@ def test_tuned_settings_are_settings() -> None:
         *(("ppo", {key: 5}, f"{key}: agent=ppo never reads it") for key in ("train.utd", "loss.batch_size", "replay.capacity")),
         ("ppo", {"train.seed_decisions": 0}, "train.seed_decisions: agent=ppo never reads it"),  # also where it changes nothing
         ("ppo", {"ppo.gamma": 0.9, "env.discount": 0.95}, "ppo.gamma: env.discount=0.95 takes its place; leave one of them out"),
+        (
+            "tdmpc2",
+            {"planner.keep_elites": 0.5},
+            "planner.keep_elites: planner.name=mppi never reads it; .*planner.name=icem",
+        ),
+        ("mpc", {"planner": {"name": "mppi", "momentum": 0.5}}, "planner.momentum: planner.name=mppi never reads it; .*=cem or icem"),
+        ("mpc", {"planner": {"name": "diffusion", "prior_steps": 20}}, "planner.prior_steps: planner.prior=none never reads it"),
+        ("mpc", {"planner.c_puct": 3}, "planner.c_puct: planner.name=cem never reads it; leave it out, or use planner.name=mcts"),
         ("mpc", {"planner.mpc": False}, "planner.mpc: false acts with the policy prior alone, and agent=mpc has none.*; leave it true"),
         ("pets", {"planner.mpc": False}, "planner.mpc: .* agent=pets has none"),
         ("mbmpc", {"planner.mpc": False, "mbmpc.learn_policy": False}, "planner.mpc: .*mbmpc.learn_policy=false"),

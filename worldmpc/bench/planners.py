@@ -13,7 +13,7 @@ from torch import Tensor
 from worldmpc.agents import make_agent
 from worldmpc.bench.budget import PLAIN, PLANNERS, Traits, budgeted, check_name, count, traits_of
 from worldmpc.bench.measure import interleave, summary
-from worldmpc.config import ConfigError, EnvConfig, make_config, merge
+from worldmpc.config import ConfigError, EnvConfig, RunConfig, make_config, planner_reads
 from worldmpc.envs import canonical_task, make_envs
 from worldmpc.models.analytic import ANALYTIC
 from worldmpc.models.official import is_official
@@ -93,14 +93,15 @@ def make(subject: Subject, planner: Values, changes: Values, seed: int, device: 
     Args:
         subject: the model.
         planner: values of ``planner``.
-        changes: nested configuration values of ``env`` and ``planner``.
+        changes: nested configuration values of ``env`` and ``planner``, which count for the planners that read them.
         seed: of episodes and planning.
         device: where to plan.
 
     Raises:
         ConfigError: a planner that cannot be had with this model or these actions.
     """
-    changes = merge(changes, {"planner": planner})
+    shared = {key: value for key, value in changes.get("planner", {}).items() if planner_reads(planner, key)}
+    changes = {**changes, "planner": {**shared, **planner}}
     if subject.checkpoint is not None:
         return load_agent(subject.checkpoint, device=device, seed=seed, overrides=changes)[0]
     config = make_config(agent="mpc", task=subject.task, seed=seed, device=resolve_device(device), **changes)
@@ -118,7 +119,9 @@ def prepare(subject: Subject, names: Sequence[str], changes: Values, *, iteratio
     Raises:
         ConfigError: an unknown planner, too few evaluations for one, or values of ``changes`` that cannot be used.
     """
-    make(subject, {}, changes, 1, device)  # what is wrong with the changes is no planner's fault
+    # What is wrong with the changes is no planner's fault.
+    RunConfig.from_dict({"planner": changes.get("planner", {})})
+    make(subject, {}, {name: values for name, values in changes.items() if name != "planner"}, 1, device)
     plain = {"prior": "none", "guidance": 0.0, "gradient_steps": 0, "horizon": subject.horizon}
     small = {"num_samples": 64, "num_elites": 4, "num_pi_trajs": 0}  # any sizes will do
     plans: dict[str, dict[str, Any] | str] = {}

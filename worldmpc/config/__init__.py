@@ -8,7 +8,7 @@ imports torch, so that the command line starts fast. A field's ``help`` is the t
 from worldmpc.config.base import ConfigError, lookup, merge, nest
 from worldmpc.config.checks import validate
 from worldmpc.config.presets import AGENTS, PRESETS, TUNED, preset_values
-from worldmpc.config.readers import LATENT
+from worldmpc.config.readers import LATENT, planner_reads
 from worldmpc.config.run import (
     RunConfig,
     check_env_config,
@@ -89,6 +89,7 @@ __all__ = [
     "merge",
     "nest",
     "network_width",
+    "planner_reads",
     "plans",
     "preset_values",
     "resolve_model",

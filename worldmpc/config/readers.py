@@ -54,8 +54,20 @@ CHOSEN: dict[str, tuple[str, tuple[str, ...]]] = {
     "policy.prior_coef": ("policy.objective", ("max_q+planner_prior", "max_q+weighted_prior", "max_q+bc")),
     "policy.scale_threshold": ("policy.objective", ("max_q+planner_prior", "max_q+weighted_prior")),
     "policy.awac_temperature": ("policy.objective", ("awac",)),
+    "planner.temperature": ("planner.name", ("mppi", "policy_guided")),
+    "planner.momentum": ("planner.name", ("cem", "icem")),
+    "planner.noise_exponent": ("planner.name", ("icem",)),
+    "planner.keep_elites": ("planner.name", ("icem",)),
+    "planner.sample_decay": ("planner.name", ("icem",)),
+    "planner.pi_noise": ("planner.name", ("policy_guided",)),
+    "planner.prior_steps": ("planner.prior", ("learned",)),
+    **dict.fromkeys(("planner.beta", "planner.guidance"), ("planner.name", ("diffusion",))),
+    **dict.fromkeys(
+        [f"planner.{key}" for key in ("num_simulations", "num_playouts", "c_puct", "root_noise", "dirichlet_alpha")],
+        ("planner.name", ("mcts",)),
+    ),
 }
-"""Key -> the key that chooses a slot, and the choices that read the first one."""
+"""Key -> the key that chooses a slot or a planner, and the choices that read the first one."""
 _REANALYZE = ("reanalyze.batch_size", "reanalyze.log_std_min", "reanalyze.log_std_max")
 
 
@@ -76,6 +88,14 @@ def check_readers(config: RunConfig, given: Mapping[str, Any]) -> None:
         raise ConfigError("multi_gamma.gammas: nothing learns these discounts; add multi_gamma.enabled=true, or leave them out")
     if "ppo.gamma" in names and config.env.discount is not None:
         raise ConfigError(f"ppo.gamma: env.discount={config.env.discount:g} takes its place; leave one of them out")
+
+
+def planner_reads(planner: Mapping[str, Any], key: str) -> bool:
+    """Return whether a planner, of which ``name`` and ``prior`` are given, reads a key of its section."""
+    if f"planner.{key}" not in CHOSEN:
+        return True
+    choice, choices = CHOSEN[f"planner.{key}"]
+    return planner[choice.removeprefix("planner.")] in choices
 
 
 def _check_choice(config: RunConfig, name: str) -> None:
