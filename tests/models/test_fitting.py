@@ -266,12 +266,6 @@ def test_a_handful_of_transitions_is_enough(rows, holdout):
     assert all(value.isfinite().all() for value in dynamics.parameters())
 
 
-def test_a_fit_ends_in_time():
-    data = linear(200)
-    dynamics, optimizer, config = make(data)
-    assert fit(dynamics, optimizer, data, config, generator(), max_seconds=0.0).epochs == 1
-
-
 def test_only_weight_matrices_decay():
     data = linear(200)
     dynamics, optimizer, _ = make(data, name="ensemble", terminates=True, weight_decay=0.5)

@@ -13,7 +13,7 @@ from worldmpc.models.trajectory import TrajectoryModel
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseStream
 from worldmpc.planners import make_planner, propose, rollout_return
-from worldmpc.planners.diffusion import Diffusion, geometric_sigmas, mbd_sigmas, moments, standardise, systematic
+from worldmpc.planners.diffusion import Diffusion, geometric_sigmas, moments, standardise, systematic
 from worldmpc.types import ModelStep, PlanState
 
 CPU = torch.device("cpu")
@@ -107,13 +107,6 @@ def run(planner, model, z, explore=False, state=None, seed=0):
 def test_geometric_sigmas():
     assert geometric_sigmas(3, 2.0, 0.02) == pytest.approx([2.0, 0.2, 0.02])
     assert geometric_sigmas(1, 2.0, 0.02) == [2.0]
-
-
-def test_mbd_sigmas_by_hand():
-    """Betas 0.1, 0.2, 0.3 leave 0.9, 0.72, 0.504 of the signal."""
-    assert mbd_sigmas(3, 0.1, 0.3) == pytest.approx([math.sqrt(1 - 0.504), math.sqrt(0.28), math.sqrt(0.1)])
-    assert mbd_sigmas(1, 0.1, 0.3) == pytest.approx([math.sqrt(0.1)])
-    assert mbd_sigmas(100)[0] == pytest.approx(0.63, abs=0.005) and mbd_sigmas(100)[-1] == pytest.approx(0.01)
 
 
 def test_returns_are_standardised_by_those_that_are_finite():

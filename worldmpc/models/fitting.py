@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -102,7 +101,6 @@ def fit(
     data: TransitionBatch,
     config: DynamicsConfig,
     generator: torch.Generator,
-    max_seconds: float | None = None,
 ) -> FitResult:
     """Go on training the dynamics, until the loss on held-out rows has not improved for ``patience`` epochs.
 
@@ -117,13 +115,11 @@ def fit(
         data: all transitions, single steps: obs [N, O], action [N, A], reward [N], next_obs [N, O], terminated [N].
         config: batch_size, holdout, max_epochs, patience.
         generator: CPU generator of split, bootstrap and order.
-        max_seconds: end after the epoch that passes this; the result then depends on the machine's speed.
 
     Raises:
         ConfigError: fewer than 2 transitions, shapes that do not fit, or a generator on another device.
     """
     _check(dynamics, data, generator)
-    began = time.perf_counter()
     order = torch.randperm(len(data.obs), generator=generator)
     num_held = min(max(round(config.holdout * len(order)), 1), MAX_HOLDOUT, len(order) - 1)
     obs, action, reward, next_obs, terminated = _fields(data, next(dynamics.parameters()))
@@ -147,8 +143,7 @@ def fit(
         diverged = not math.isfinite(loss)
         if loss < best.loss:
             best = _snapshot(dynamics, optimizer, loss, epoch)
-        late = max_seconds is not None and time.perf_counter() - began >= max_seconds
-        if late or epoch - best.epoch >= config.patience:
+        if epoch - best.epoch >= config.patience:
             break
     _restore(dynamics, optimizer, best)
     seen = Rows(*(field[:MAX_HOLDOUT] for field in train))

@@ -37,11 +37,6 @@ def cosine_alpha_bar(steps: int) -> list[float]:
     return alpha_bar
 
 
-def return_weights(returns: Tensor, temperature: float) -> Tensor:
-    """Weights of return-weighted training, exp(return / temperature) scaled to a mean of 1 (Peters & Schaal 2007): [B] -> [B]."""
-    return torch.softmax(returns / temperature, 0) * returns.shape[0]
-
-
 class TrajectoryModel(nn.Module):
     """Denoising diffusion over action sequences given a latent (DDPM, Ho et al. 2020; over plans: Diffuser, Janner et al. 2022).
 
@@ -100,7 +95,7 @@ class TrajectoryModel(nn.Module):
             z: [B, Z] latents at the first action; the gradient reaches them unless they are detached.
             actions: [B, H, A] sequences taken from there.
             noise: tensors of :meth:`noise_specs`.
-            weight: [B], such as :func:`return_weights`, 0 for sequences that are not whole; None: 1.
+            weight: [B], such as exp(return / temperature) over its mean, 0 for sequences that are not whole; None: 1.
 
         Returns:
             [B].

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -21,21 +20,12 @@ FLAT = 1e-4
 
 
 def geometric_sigmas(steps: int, first: float, last: float) -> list[float]:
-    """Return ``steps`` standard deviations from ``first`` down to ``last``, each the same factor below the one before."""
-    return [first * (last / first) ** (step / max(steps - 1, 1)) for step in range(steps)]
+    """Return ``steps`` standard deviations from ``first`` down to ``last``, each the same factor below the one before.
 
-
-def mbd_sigmas(steps: int, beta_start: float = 1e-4, beta_end: float = 1e-2) -> list[float]:
-    """Return the standard deviations of model-based diffusion, sqrt(1 - abar_i), from the noisiest step (Pan et al. 2024).
-
-    abar_i is the product of 1 - beta_j over j <= i, of linearly spaced betas. There, Y_(i-1) = sqrt(abar_(i-1)) times the weighted
-    mean; in terms of Y / sqrt(abar) the new centre is the weighted mean itself, so that these deviations in place of
-    :func:`geometric_sigmas` give that method. They suit its 100 steps and more: of the few that fit into a decision they never search
-    far (20 steps begin at 0.31 and 6 at 0.17, of actions in [-1, 1]) and end at 0.01, below what is worth telling apart.
+    Not those of model-based diffusion, sqrt(1 - abar_i) (Pan et al. 2024), which suit its 100 steps: of the few that fit into a decision
+    they never search far, and end below what is worth telling apart.
     """
-    betas = [beta_start + (beta_end - beta_start) * step / max(steps - 1, 1) for step in range(steps)]
-    alpha_bar = [math.prod(1 - beta for beta in betas[: step + 1]) for step in range(steps)]
-    return [math.sqrt(1 - left) for left in reversed(alpha_bar)]
+    return [first * (last / first) ** (step / max(steps - 1, 1)) for step in range(steps)]
 
 
 def moments(returns: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import torch
@@ -209,13 +208,6 @@ class SamplingPlanner:
         climbed, value = ascend(score, best, self.config.gradient_steps, self.config.gradient_lr)
         improved = (climbed != best).any(2, keepdim=True).any(0, keepdim=True)
         return climbed, value, climbed.where(improved, mean)
-
-
-def MPPI(  # noqa: N802 - the planner's name
-    config: PlannerConfig, action_dim: int, discount: float, num_q: int, discrete: bool = False
-) -> SamplingPlanner:
-    """Return the planner that TD-MPC2 published, whatever ``config.name`` is."""
-    return SamplingPlanner(dataclasses.replace(config, name="mppi"), action_dim, discount, num_q, discrete)
 
 
 def _first(noise: Tensor, dim: int, count: int) -> Tensor:
