@@ -13,9 +13,10 @@ from gymnasium.spaces import Box
 from examples.own_planner import AntitheticShooting
 from worldmpc.agents import make_agent
 from worldmpc.agents.mpc import MPC
-from worldmpc.config import ConfigError, EnvConfig, make_config
+from worldmpc.config import ConfigError, DynamicsConfig, EnvConfig, make_config
 from worldmpc.envs import make_envs
 from worldmpc.models.composed import FunctionDynamics
+from worldmpc.models.one_step import OneStepDynamics
 from worldmpc.training.evaluator import evaluate
 from worldmpc.training.run import run
 
@@ -126,6 +127,19 @@ def test_parameters_of_own_dynamics_are_restored():
     one, two = make(), make()
     two.load_state_dict(one.state_dict())
     assert torch.equal(one.model.state_dict()["dynamics._next.weight"], two.model.state_dict()["dynamics._next.weight"])
+
+
+def test_an_ensemble_of_ones_own_is_sampled_from():
+    config = make_config(agent="mpc", task="toy/pointmass", planner="cem", **{"planner.num_samples": 32, "planner.num_elites": 4})
+    spec = make_envs("toy/pointmass").spec
+    ensemble = OneStepDynamics(DynamicsConfig("ensemble", (8,), members=2, particles=4), 2, 2, terminates=False, seed=1)
+    agent, seen = MPC(config, spec, dynamics=ensemble), []
+    bind = ensemble.bind
+    ensemble.bind = lambda noise: seen.append(noise["dynamics"]) or bind(noise)
+    carry, obs = agent.init_carry(3), torch.zeros(3, 2)
+    for _ in range(2):
+        assert agent.act(carry, obs, "eval").action.isfinite().all()
+    assert seen[0].shape == (config.planner.horizon, 4, 3, 1, 2) and not torch.equal(*seen)
 
 
 def test_updates_are_refused():

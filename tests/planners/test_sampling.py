@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from tests.planners.problems import CPU, Line, LinearQuadratic, Z, make, return_of, returns, run, small
 from worldmpc.config import ConfigError, PlannerConfig
 from worldmpc.noise import NoiseStream
-from worldmpc.planners import make_planner, rollout_return
+from worldmpc.planners import make_planner, propose, rollout_return
 from worldmpc.planners.rules import RULES, WORST
 from worldmpc.planners.sampling import SamplingPlanner
 from worldmpc.types import ModelStep
@@ -351,3 +351,24 @@ def test_registry_refuses_what_cannot_be(values, discrete, message):
     with pytest.raises(ConfigError) as error:
         make_planner(dataclasses.replace(make().config, **values), 3, 0.9, 2, discrete)
     assert str(error.value).startswith(message)
+
+
+def test_proposals_follow_the_mean_of_particles():
+    """A world of three particles, of which number p moves by p times the action; the policy proposes where it stands."""
+
+    class Spread:
+        num_particles = 3
+
+        def step(self, z, action):
+            assert z.shape[0] == action.shape[0] == 3
+            moved = z + torch.arange(3.0).view(-1, 1, 1, 1) * action
+            return ModelStep(moved, moved.sum(-1), torch.ones_like(moved.sum(-1)))
+
+        def propose(self, z, eps):
+            return z + eps
+
+    eps = torch.randn(3, 2, 4, 1, generator=torch.Generator().manual_seed(0))
+    first, second, third = propose(Spread(), torch.ones(2, 1), eps)
+    assert_close(first, 1 + eps[0])
+    assert_close(second, 1 + first + eps[1])
+    assert_close(third, 1 + first + second + eps[2])

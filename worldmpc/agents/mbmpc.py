@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmpc.agents.common import Streams, discount_of, restore, state_of, vector_dim
-from worldmpc.agents.planning import PlanningActor, actors_planner, plan_replay
+from worldmpc.agents.planning import PlanningActor, actors_planner, plan_replay, with_noise
 from worldmpc.config import RunConfig, seed_decisions
 from worldmpc.data.source import ReplaySource
 from worldmpc.learners.imitation import Imitation
@@ -112,8 +112,8 @@ class MBMPC:
             stream, shape = self.streams.acting(mode), (len(obs), self.spec.action_dim)
             eps = stream.draw({"eps": NoiseSpec("normal", shape)})["eps"] if mode == "explore" else torch.zeros(shape, device=self.device)
             return ActOutput(self.imitation.policy.sample(obs.to(self.device), eps), carry, {}, {})
-        noise = self.streams.acting(mode).draw(self.dynamics.noise_specs(self.config.planner.horizon, len(obs)))
-        model = self._compose(self.dynamics.bind(noise)) if noise else self.planning
+        dynamics = with_noise(self.dynamics, self.streams, mode, carry)
+        model = self.planning if dynamics is None else self._compose(dynamics)
         return self.actor.act(model, carry, obs, mode, explore=mode == "explore")
 
     def update(self, batch: Seen) -> Metrics:

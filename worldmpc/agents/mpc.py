@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worldmpc.agents.common import Streams, discount_of, vector_dim
-from worldmpc.agents.planning import PlanningActor, actors_planner
+from worldmpc.agents.planning import PlanningActor, actors_planner, with_noise
 from worldmpc.config import ConfigError, EnvConfig, RunConfig
 from worldmpc.data.source import NoSource
 from worldmpc.envs import make_env
@@ -66,7 +66,8 @@ class MPC:
 
     def act(self, carry: Carry, obs: Tensor, mode: Mode) -> ActOutput:
         """Choose actions by planning: [E, O] -> [E, A] in [-1, 1], or one-hot; it never explores."""
-        return self.actor.act(self.model, carry, obs, mode, explore=False)
+        dynamics = with_noise(self.model.dynamics, self.streams, mode, carry)
+        return self.actor.act(self.model if dynamics is None else ComposedModel(dynamics), carry, obs, mode, explore=False)
 
     def update(self, batch: Batch) -> Metrics:
         """Refuse.

@@ -29,6 +29,13 @@ def plan_replay(config: RunConfig, spec: EnvSpec, num_envs: int, device: torch.d
     return make_replay(config, spec, num_envs, config.window, device=device, extras=extras)
 
 
+def with_noise(dynamics: Any, streams: Streams, mode: Mode, carry: Carry) -> Any | None:
+    """Return dynamics bound to the noise of one plan, which they declare by ``noise_specs`` and take by ``bind``; None without any."""
+    num_envs, horizon = carry.plan.mean.shape[:2]
+    specs = dynamics.noise_specs(horizon, num_envs) if hasattr(dynamics, "noise_specs") else {}
+    return dynamics.bind(streams.acting(mode).draw(specs)) if specs else None
+
+
 def plan_output(plan: PlanResult) -> ActOutput:
     """Return a plan as the answer of an agent."""
     return ActOutput(plan.action, Carry(plan.state), plan_records(plan), plan.metrics)

@@ -12,9 +12,16 @@ from worldmpc.types import Model, ModelStep, Planner
 
 
 def following(model: Model, z: Tensor, action: Tensor) -> Tensor:
-    """Next latent alone: [..., Z], [..., A] -> [..., Z]; a model that can leave out reward and continuation offers ``next``."""
-    dynamics = getattr(model, "next", None)
-    return model.step(z, action).z if dynamics is None else dynamics(z, action)
+    """Next latent alone, of particles their mean: [..., Z], [..., A] -> [..., Z].
+
+    A model that can leave out reward, continuation and particles offers ``next``.
+    """
+    dynamics, particles = getattr(model, "next", None), getattr(model, "num_particles", 1)
+    if dynamics is not None:
+        return dynamics(z, action)
+    if particles == 1:
+        return model.step(z, action).z
+    return model.step(z.expand(particles, *z.shape), action.expand(particles, *action.shape)).z.mean(0)
 
 
 def rollout(model: Model, z: Tensor, actions: Tensor) -> ModelStep:
