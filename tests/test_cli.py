@@ -21,7 +21,8 @@ from gymnasium.spaces import Box
 from tests.report.conftest import make_folder  # noqa: F401  (a fixture)
 from worldmpc.cli import main
 from worldmpc.config import PRESETS, RunConfig, flat_fields, make_config
-from worldmpc.envs.toy import MAKERS
+from worldmpc.envs import VecEnv
+from worldmpc.envs.toy import MAKERS, PointMass
 from worldmpc.report.runs import load_results, load_run
 from worldmpc.training.checkpoint import CheckpointError, CheckpointStore, load_checkpoint, save_checkpoint
 from worldmpc.training.restore import find_checkpoint, load_agent
@@ -460,6 +461,10 @@ EVALUATE_MISTAKES = [
     (["checkpoint=."], "neither a run folder"),
     (["checkpoint=RUN", "episodes=0"], "episodes: expected at least 1, got 0"),
     (["checkpoint=RUN", "episodes=many"], "episodes: expected a whole number, got 'many'"),
+    (["checkpoint=RUN", "threads=-2"], "threads: expected 0 or more, got -2"),
+    (["checkpoint=RUN", "json=."], "json: cannot write . (Is a directory)"),
+    (["checkpoint=RUN", "video=."], "video: cannot write . (Is a directory)"),
+    (["checkpoint=RUN", "env.num_envs=0"], "env.num_envs: expected at least 1, got 0"),
     (["checkpoint=RUN", "mode=greedy"], "mode: expected one of eval, prior"),
     (["checkpoint=RUN", "model.size=5"], "model.size=5: evaluate takes"),
     (["checkpoint=RUN", "planner.horizn=5"], "planner.horizn: unknown configuration key"),
@@ -500,6 +505,30 @@ def test_a_checkpoint_cannot_name_a_module_to_import(
     assert not Path("executed").exists()
     assert main(["evaluate", f"checkpoint={path}", f"task={task}", "episodes=1", "mode=prior"]) == 0 and Path("executed").exists()
     gymnasium.registry.pop("Evil-v0")
+
+
+def test_evaluate_takes_as_many_environments_as_asked_for(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[int] = []
+
+    def watch(env: Any, *args: Any, **kwargs: Any) -> VecEnv:
+        made.append(env.num_envs)
+        return VecEnv(env, *args, **kwargs)
+
+    monkeypatch.setattr("worldmpc.envs.VecEnv", watch)
+    for words, number in (([], 10), (["env.num_envs=2"], 2), (["env.num_envs=40"], 11)):
+        made.clear()
+        assert main(["evaluate", f"checkpoint={trained}", "episodes=11", "mode=prior", "env.episode_length=2", *words]) == 0
+        assert made == [number]
+
+
+def test_evaluate_plays_endless_episodes_side_by_side(trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worldmpc.training.evaluator.MAX_DECISIONS", 3)
+    gymnasium.register("Endless-v0", entry_point=lambda: PointMass(length=None))
+    words = ["mode=prior", "env.episode_length=null", "json=-"]
+    assert main(["evaluate", f"checkpoint={trained}", "task=gym/Endless-v0", "episodes=12", *words]) == 0
+    gymnasium.registry.pop("Endless-v0")
+    out, err = capsys.readouterr()
+    assert json.loads(out)["lengths"] == [3] * 12 and "12 of 12 episodes had no end after 3 decisions" in err
 
 
 def test_evaluate_chooses_threads_as_training_does(trained: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-
 from worldmpc import agents
-from worldmpc.config import ConfigError, EnvConfig, LogConfig, RunConfig, auxiliary_warning, lookup, make_config, merge, nest
-from worldmpc.envs import Task, VecEnv, borrowed_envs
+from worldmpc.config import ConfigError, LogConfig, RunConfig, auxiliary_warning, lookup, make_config, merge, nest
+from worldmpc.envs import Task, VecEnv
 from worldmpc.noise import derive_seed
 from worldmpc.runtime import keep_freed_memory, resolve_device
 from worldmpc.training import evaluator
@@ -20,7 +17,6 @@ from worldmpc.training.checkpoint import save_checkpoint
 from worldmpc.training.folder import spec_dict
 from worldmpc.training.logger import RunLogger
 from worldmpc.training.restore import check_dimensions, load_agent, trusted_task
-from worldmpc.training.run import MAX_EVAL_ENVS
 from worldmpc.training.trainer import Hook, TrainState, make_state
 from worldmpc.training.trainer import train as run_loop
 from worldmpc.types import Agent, EnvSpec, Mode
@@ -119,13 +115,7 @@ def evaluate(
         task = trusted_task(agent.config.task)
         if "/" not in task:
             raise ConfigError(f"task: the agent was made for the environment object {task}; pass a function that makes it")
-    number = episodes if agent.spec.episode_length is None else min(episodes, MAX_EVAL_ENVS)
-    config = dataclasses.replace(agent.config.env, num_envs=number, workers="sync", num_workers=None)
-    if isinstance(task, gymnasium.Env):
-        config = dataclasses.replace(config, num_envs=1)
-    if isinstance(task, gymnasium.vector.VectorEnv):
-        config = EnvConfig()
-    with borrowed_envs(task, config, seed=derive_seed(agent.config.seed, "eval")) as envs:
+    with evaluator.evaluation_envs(task, agent.config.env, episodes, seed=derive_seed(agent.config.seed, "eval")) as envs:
         _check_fits(agent, envs)
         return evaluator.evaluate(agent, envs, episodes, mode=mode, index=index)
 

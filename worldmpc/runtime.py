@@ -9,10 +9,8 @@ import shutil
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from worldmpc.config import RunConfig
+from worldmpc.config import ConfigError, RunConfig, lookup
 
 DEVICES = re.compile(r"cpu|mps|cuda(:[0-9]+)?")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -41,8 +39,6 @@ def check_modes(config: RunConfig, device: str) -> None:
     """
     import torch
 
-    from worldmpc.config import ConfigError, lookup
-
     kind = torch.device(device).type
     if config.cuda_graph and kind != "cuda":
         raise ConfigError(f"cuda_graph: needs device=cuda, this run is on {kind}; leave it out")
@@ -66,7 +62,13 @@ def keep_compiled_code() -> None:
 
 
 def set_threads(threads: int) -> None:
-    """Use this many CPU threads in torch; 0 leaves torch's own choice."""
+    """Use this many CPU threads in torch; 0 leaves torch's own choice.
+
+    Raises:
+        ConfigError: a number that cannot be.
+    """
+    if threads < 0:
+        raise ConfigError(f"threads: expected 0 or more, got {threads}")
     _offered_threads()
     if threads:
         import torch
@@ -97,8 +99,6 @@ def resolve_device(name: str, key: str = "device") -> str:
         ConfigError: no device that networks can run on, or one that this machine does not have.
     """
     import torch
-
-    from worldmpc.config import ConfigError
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

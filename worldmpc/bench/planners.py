@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,16 +13,15 @@ from torch import Tensor
 from worldmpc.agents import make_agent
 from worldmpc.bench.budget import PLAIN, PLANNERS, Traits, budgeted, check_name, count, traits_of
 from worldmpc.bench.measure import interleave, summary
-from worldmpc.config import ConfigError, EnvConfig, RunConfig, make_config, planner_reads
-from worldmpc.envs import canonical_task, make_envs
+from worldmpc.config import ConfigError, RunConfig, make_config, planner_reads
+from worldmpc.envs import VecEnv, canonical_task
 from worldmpc.models.analytic import ANALYTIC
 from worldmpc.models.official import is_official
 from worldmpc.planners import make_planner
 from worldmpc.runtime import resolve_device
 from worldmpc.training.checkpoint import CheckpointError
-from worldmpc.training.evaluator import evaluate
+from worldmpc.training.evaluator import evaluate, evaluation_envs
 from worldmpc.training.restore import find_checkpoint, load_agent, task_spec
-from worldmpc.training.run import MAX_EVAL_ENVS
 from worldmpc.types import Agent, Model
 
 HORIZONS = {"gym/Acrobot-v1": 50, "gym/MountainCar-v0": 100, "gym/MountainCarContinuous-v0": 100}
@@ -200,11 +199,10 @@ def _decision(agent: Agent, obs: Tensor) -> Callable[[], Any]:
     return lambda: agent.act(carry, obs, "eval")
 
 
-def _environments(agent: Agent, num_envs: int) -> Any:
-    env: EnvConfig = dataclasses.replace(agent.config.env, num_envs=num_envs, workers="sync", num_workers=None)
-    return make_envs(agent.config.task, env, seed=agent.config.seed)
+def _environments(agent: Agent, episodes: int) -> AbstractContextManager[VecEnv]:
+    return evaluation_envs(agent.config.task, agent.config.env, episodes, seed=agent.config.seed)
 
 
 def _returns(agent: Agent, episodes: int) -> list[float]:
-    with _environments(agent, min(episodes, MAX_EVAL_ENVS)) as envs:
+    with _environments(agent, episodes) as envs:
         return evaluate(agent, envs, episodes).returns

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from worldmpc.cli.output import console_for, say, write_json
+from worldmpc.cli.output import check_target, console_for, say, write_json
 from worldmpc.cli.text import EVALUATE
 from worldmpc.cli.words import expand_names, override_values, split_words
 from worldmpc.config import ConfigError, RunConfig, nest, network_width, plans
@@ -19,10 +19,9 @@ from worldmpc.noise import derive_seed
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.report.video import write_video
 from worldmpc.runtime import check_modes, keep_compiled_code, keep_freed_memory, set_threads, suggested_threads
-from worldmpc.training.evaluator import EvalResult
+from worldmpc.training.evaluator import MAX_ENVS, EvalResult, evaluation_envs
 from worldmpc.training.evaluator import evaluate as play
 from worldmpc.training.restore import find_checkpoint, load_agent, trusted_task
-from worldmpc.training.run import MAX_EVAL_ENVS
 from worldmpc.types import Agent
 
 ALLOWED = ("planner.", "env.", "compile")
@@ -42,6 +41,8 @@ def evaluate(words: list[str]) -> int:
         raise ConfigError("checkpoint: expected checkpoint=PATH, a run folder, a checkpoint folder or a published .pt file")
     if options["episodes"] < 1:
         raise ConfigError(f"episodes: expected at least 1, got {options['episodes']}")
+    check_target(options["json"])
+    check_target(options["video"], "video")
     keep_freed_memory()
     console = console_for(options["json"])
     path = find_checkpoint(options["checkpoint"])
@@ -60,8 +61,8 @@ def evaluate(words: list[str]) -> int:
     mode = options["mode"]
     how = "policy prior alone" if mode == "prior" else f"{config.agent}, planning" if plans(config) else config.agent
     say(console, f"{config.task}: {how}, {path}, device {agent.device}")
-    envs_config = dataclasses.replace(config.env, num_envs=min(options["episodes"], MAX_EVAL_ENVS))
-    with make_envs(config.task, envs_config, seed=config.seed) as envs:
+    most = changes.get("env", {}).get("num_envs", MAX_ENVS)
+    with evaluation_envs(config.task, config.env, options["episodes"], seed=config.seed, at_most=most) as envs:
         result = play(agent, envs, options["episodes"], mode=mode)
     _print(result, console)
     write_json(options["json"], _record(result, path, config, agent, mode))

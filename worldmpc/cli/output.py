@@ -27,8 +27,8 @@ def say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def check_target(target: str | None) -> None:
-    """Check that JSON can be written to a file, before hours go into what it is to hold.
+def check_target(target: str | None, option: str = "json") -> None:
+    """Check that what an option asks for can be written to a file, before hours go into what it is to hold.
 
     Raises:
         ConfigError: a folder, or a place where nothing can be written.
@@ -44,7 +44,7 @@ def check_target(target: str | None) -> None:
         if not existed:
             path.unlink()
     except OSError as error:
-        raise ConfigError(f"json: cannot write {target} ({error.strerror}); choose another file") from error
+        raise ConfigError(f"{option}: cannot write {target} ({error.strerror}); choose another file") from error
 
 
 def write_json(target: str | None, record: Mapping[str, Any]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
+import gymnasium
 import numpy as np
 import torch
 
-from worldmpc.config import ConfigError
-from worldmpc.envs.vector import VecEnv
+from worldmpc.config import ConfigError, EnvConfig
+from worldmpc.envs import Task, VecEnv, borrowed_envs
 from worldmpc.functional import tree_where
 from worldmpc.noise import derive_seed
 from worldmpc.training.episodes import EpisodeTally
@@ -18,6 +21,30 @@ from worldmpc.types import Agent, Mode
 
 MAX_DECISIONS = 1_000
 """Longest episode that an evaluation plays where the environment itself sets no limit."""
+
+
+MAX_ENVS = 10
+"""Environments that an evaluation steps side by side, where the environment itself sets a time limit."""
+
+
+@contextmanager
+def evaluation_envs(task: Task, config: EnvConfig, episodes: int, *, seed: int, at_most: int = MAX_ENVS) -> Iterator[VecEnv]:
+    """Make the environments of an evaluation for the length of a ``with`` block, in this process.
+
+    There is one per episode, but no more than ``at_most`` where episodes have a time limit; an environment object is as many as it is.
+
+    Raises:
+        ConfigError: see :func:`worldmpc.envs.make_envs`.
+        EnvError: an environment failed.
+    """
+    is_object = isinstance(task, gymnasium.Env | gymnasium.vector.VectorEnv)
+    local = dataclasses.replace(config, num_envs=1 if is_object else min(episodes, at_most), workers="sync", num_workers=None)
+    with ExitStack() as stack:
+        plain = EnvConfig() if isinstance(task, gymnasium.vector.VectorEnv) else local
+        envs = stack.enter_context(borrowed_envs(task, plain, seed=seed))
+        if envs.spec.episode_length is None and envs.num_envs < episodes and not is_object:
+            envs = stack.enter_context(borrowed_envs(task, dataclasses.replace(local, num_envs=episodes), seed=seed))
+        yield envs
 
 
 class Stopped(Exception):

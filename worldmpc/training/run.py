@@ -9,7 +9,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from rich.console import Console
 from worldmpc.agents import make_agent
 from worldmpc.agents.stack import Stack
 from worldmpc.agents.tdmpc2 import TDMPC2
-from worldmpc.config import ConfigError, EnvConfig, RunConfig, auxiliary_warning, lookup, network_width
+from worldmpc.config import ConfigError, RunConfig, auxiliary_warning, lookup, network_width
 from worldmpc.envs import EnvError, Task, VecEnv, canonical_task, make_envs
 from worldmpc.functional import parameter_table
 from worldmpc.models import native
@@ -30,14 +30,12 @@ from worldmpc.report.runs import load_run
 from worldmpc.report.video import write_video
 from worldmpc.runtime import check_modes, keep_compiled_code, keep_freed_memory, resolve_device, set_threads, suggested_threads
 from worldmpc.training.checkpoint import CheckpointError, CheckpointStore, verify_checkpoint
-from worldmpc.training.evaluator import evaluate
+from worldmpc.training.evaluator import evaluate, evaluation_envs
 from worldmpc.training.folder import choose_folder, lock, restore, write_meta
 from worldmpc.training.hooks import CheckpointHook, EvalHook, LogHook, SnapshotHook
 from worldmpc.training.logger import RunLogger, Throughput
 from worldmpc.training.trainer import DivergenceError, Solo, TrainState, make_state, train_together
-from worldmpc.types import Agent, EnvSpec
-
-MAX_EVAL_ENVS = 10
+from worldmpc.types import Agent
 
 
 class RunResult(NamedTuple):
@@ -136,7 +134,7 @@ class _Run:
         envs = stack.enter_context(make_envs(task, config.env, seed=config.seed))
         if not isinstance(task, str):
             config = dataclasses.replace(config, task=envs.spec.name)
-        eval_envs = stack.enter_context(_eval_envs(task, config, envs.spec))
+        eval_envs = stack.enter_context(_eval_envs(task, config))
         self.state = make_state(make_agent(config, envs.spec, device), envs)
         self.folder, self.checkpoint = choose_folder(config)
         stack.enter_context(lock(self.folder))
@@ -240,12 +238,10 @@ def _catch_up(runs: Sequence[_Run]) -> None:
             raise type(error)(f"seed {one.config.seed}: {error}") from error
 
 
-def _eval_envs(task: Task, config: RunConfig, spec: EnvSpec) -> VecEnv:
+def _eval_envs(task: Task, config: RunConfig) -> AbstractContextManager[VecEnv]:
     if not isinstance(task, str) and not callable(task):
         raise ConfigError("task: training evaluates on environments of its own; pass a function that makes the environment")
-    number = config.eval.episodes if spec.episode_length is None else min(config.eval.episodes, MAX_EVAL_ENVS)
-    eval_config: EnvConfig = dataclasses.replace(config.env, num_envs=number, workers="sync", num_workers=None)
-    return make_envs(task, eval_config, seed=derive_seed(config.seed, "eval") % 2**31)
+    return evaluation_envs(task, config.env, config.eval.episodes, seed=derive_seed(config.seed, "eval") % 2**31)
 
 
 def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, total: int, folder: Path, checkpoint: Path | None) -> None:
