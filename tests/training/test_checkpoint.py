@@ -360,6 +360,20 @@ def test_store_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert newest is not None and load_checkpoint(newest)[0]["agent"]["w"][0, 0] == 36
 
 
+def test_the_best_of_what_is_left_behind_is_forgotten(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    assert not store.forget_best(0)
+    for step in (10, 20):
+        store.save(step, small(step), {**META, "env_steps": step}, best=True)
+    assert not store.forget_best(20) and store.best is not None
+    assert store.forget_best(19) and store.best is None and not store.forget_best(0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000000010", "step_000000020"]
+    store.save(30, small(30), {**META, "env_steps": 30}, best=True)
+    assert store.best is not None
+    damage_truncate(store.best / "meta.json")
+    assert not store.forget_best(0)
+
+
 def test_best_of_a_copied_run_is_replaced_too(tmp_path: Path) -> None:
     """Copying a run turns the link into a directory."""
     store = CheckpointStore(tmp_path / "a", keep=1)

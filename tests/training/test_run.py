@@ -247,6 +247,15 @@ def test_auxiliary_values_of_another_kind_do_not_go_on(tmp_path):
     assert run(config(None, run_dir=None, resume=str(folder), **{**heads, "steps": 80, "multi_gamma.loss_weight": 0.2})).env_steps == 80
 
 
+def test_going_on_from_an_older_checkpoint_leaves_the_best_of_what_came_after_behind(tmp_path, capsys):
+    folder = run(config(tmp_path / "run", steps=60, **{"checkpoint.every": 20, "checkpoint.keep": 9})).run_dir
+    store = CheckpointStore(folder / "checkpoints", keep=9)
+    store._link_best(folder / "checkpoints" / "step_000000060")
+    run(config(None, run_dir=None, resume=str(folder / "checkpoints" / "step_000000020"), steps=20))
+    assert "the best checkpoint was of a later step than this run goes on from, and is forgotten" in capsys.readouterr().out
+    assert store.best is None or load_checkpoint(store.best)[1]["env_steps"] == 20
+
+
 def test_resume_goes_on_in_its_own_folder(tmp_path):
     run(config(tmp_path / "run", steps=60))
     with pytest.raises(ConfigError, match="goes on in its own folder"):

@@ -215,6 +215,20 @@ class CheckpointStore:
         path = self.folder / "best"
         return path if path.exists() else None
 
+    def forget_best(self, after: int) -> bool:
+        """Delete the best checkpoint where its ``env_steps`` are more than ``after``, and return whether that was so.
+
+        Whoever goes on from an older checkpoint leaves what came after it behind, and the best of that is none of this run's.
+        """
+        try:
+            if self.best is None or load_checkpoint(self.best, groups=[])[1]["env_steps"] <= after:
+                return False
+        except CheckpointError:  # a damaged one does not keep a run from going on; who loads it is told
+            return False
+        _remove(self.folder / "best")
+        _clean_leftovers(self.folder)
+        return True
+
     def all(self) -> list[Path]:
         """Return every numbered checkpoint, most recently saved first, damaged ones last."""
         return sorted(_checkpoints(self.folder), key=_sequence, reverse=True)

@@ -166,6 +166,8 @@ class _Run:
             self.evaluation.load_state_dict(tree["loop"]["evaluation"])
             state.stop = self.evaluation.reached(state)
         store = CheckpointStore(self.folder / "checkpoints", keep=config.checkpoint.keep)
+        if store.forget_best(state.env_steps):
+            self.logger.message("resume: the best checkpoint was of a later step than this run goes on from, and is forgotten")
         self.saving = CheckpointHook(store, self.evaluation, self.throughput, config.checkpoint.every, config.checkpoint.replay, meta)
         agent: Any = state.agent
         self.snapshots = [SnapshotHook(self.logger, config.eval_freq, agent.objectives.snapshot)] if _has_auxiliary(agent) else []
