@@ -22,6 +22,7 @@ ORDER = (
     "config",
     "runtime",
     "noise",
+    "files",
     "envs",
     "data",
     "models",

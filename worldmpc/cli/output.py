@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from worldmpc.config import ConfigError
+from worldmpc.files import write_whole
 
 PIPE_WIDTH = 140
 """Columns of a table that is not shown on a terminal."""
@@ -55,5 +56,4 @@ def write_json(target: str | None, record: Mapping[str, Any]) -> None:
     if target == "-":
         sys.stdout.write(text)
         return
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
-    Path(target).write_text(text, encoding="utf-8")
+    write_whole(Path(target), text)

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from worldmpc.files import write_whole
 from worldmpc.report.cells import rounded, span
 from worldmpc.report.overrides import different
 from worldmpc.report.reference import DEFAULT_ALGORITHM, Curve, Point, reference_curve
@@ -111,7 +112,7 @@ def to_json(comparisons: Any, path: str | Path | None = None) -> str:
     """Return a comparison, or a list of them, as JSON text (null for NaN), also written to ``path`` where one is given."""
     text = json.dumps(_plain(comparisons), indent=2, allow_nan=False) + "\n"
     if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
+        write_whole(Path(path), text)
     return text
 
 

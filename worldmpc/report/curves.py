@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from worldmpc.files import written_aside
 from worldmpc.report.compare import one_per_seed
 from worldmpc.report.reference import DEFAULT_ALGORITHM, Curve, Point, reference_curve
 from worldmpc.report.runs import Kind, Run, RunError
@@ -63,10 +63,8 @@ def plot_curves(runs: Sequence[Run], path: str | Path, algorithm: str = DEFAULT_
     FigureCanvasAgg(figure)
     for index, (task, groups) in enumerate(tasks.items()):
         _draw_panel(figure.add_subplot(rows, columns, index + 1), task, groups, reference_curve(task, algorithm), looks)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    figure.savefig(partial, format=kind)
-    os.replace(partial, path)
+    with written_aside(path) as partial:
+        figure.savefig(partial, format=kind)
     return figure
 
 

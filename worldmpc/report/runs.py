@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from worldmpc.config import AGENTS, PlannerConfig, merge
+from worldmpc.files import write_whole
 from worldmpc.report.overrides import overrides_of
 from worldmpc.report.provenance import machine_line
 
@@ -257,10 +257,7 @@ def export_results(runs: Sequence[Run], path: str | Path) -> Path:
     for run in ordered:
         for row in run.evals:
             writer.writerow([*run.kind, run.seed, *(_cell(getattr(row, name)) for name in EVAL_COLUMNS)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(out.getvalue(), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, out.getvalue())
     return path
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from worldmpc.files import write_whole
 from worldmpc.report.benchmarks import Record, Row, Verb, read_records, settings
 from worldmpc.report.compare import MIN_SEEDS, Comparison, compare
 from worldmpc.report.gates import gates_table
@@ -113,9 +113,7 @@ def rewrite(file: str | Path, tables: Mapping[str, str]) -> bool:
     file = Path(file)
     before, after = _with_tables(file, tables)
     if after != before:
-        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        partial.write_text(after, encoding="utf-8")
-        os.replace(partial, file)
+        write_whole(file, after)
     return after != before
 
 

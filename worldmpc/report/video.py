@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
+
+from worldmpc.files import written_aside
 
 
 def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> Path:
@@ -26,11 +27,15 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> P
     if fps <= 0:
         raise ValueError(f"{path.name}: expected fps above 0, got {fps}")
     height, width = _check(frames, path.name)
+    with written_aside(path) as partial:
+        _encode(partial, frames, height, width, fps)
+    return path
+
+
+def _encode(path: Path, frames: Sequence[np.ndarray], height: int, width: int, fps: float) -> None:
     pad = ((0, height % 2), (0, width % 2), (0, 0))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.mp4")
     writer = imageio_ffmpeg.write_frames(
-        str(partial),
+        str(path),
         (width + width % 2, height + height % 2),
         fps=fps,  # pyright: ignore[reportArgumentType]
         codec="libx264",
@@ -38,19 +43,15 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> P
         pix_fmt_out="yuv420p",
         macro_block_size=2,
         quality=None,  # pyright: ignore[reportArgumentType]
-        output_params=["-crf", "18", "-movflags", "+faststart"],
+        output_params=["-crf", "18", "-movflags", "+faststart", "-f", "mp4"],
         ffmpeg_log_level="error",
     )
     try:
         writer.send(None)
         for frame in frames:
             writer.send(np.ascontiguousarray(np.pad(frame, pad, mode="edge")))
-        writer.close()
-        os.replace(partial, path)
     finally:
         writer.close()
-        partial.unlink(missing_ok=True)
-    return path
 
 
 def _check(frames: Sequence[np.ndarray], name: str) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import time
 import warnings
@@ -15,6 +14,7 @@ from typing import Any
 
 from worldmpc.config import ConfigError, RunConfig, merge, preset_values
 from worldmpc.envs import VecEnv
+from worldmpc.files import write_whole
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.training.checkpoint import CheckpointStore, check_same_architecture, load_checkpoint
 from worldmpc.training.logger import RunLogger
@@ -233,12 +233,6 @@ def write_meta(folder: Path, config: RunConfig, envs: VecEnv, checkpoint: Path |
     if checkpoint is not None and (folder / "meta.json").exists():
         first = json.loads((folder / "meta.json").read_text())
         meta = first | {"resumed": [*first.get("resumed", []), {name: meta[name] for name in ("command", "commit", "machine", "started")}]}
-    _write_json(folder / "meta.json", meta)
-    _write_json(folder / "config.json", config.to_dict())
+    write_whole(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
+    write_whole(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
     return {"config": config.to_dict(), "spec": meta["spec"]}
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(data, indent=2) + "\n")
-    os.replace(partial, path)

@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worldmpc.config import LogConfig
+from worldmpc.files import write_whole
 
 COUNTERS = ("decisions", "env_steps", "updates", "episodes")
 EVAL_COLUMNS = (
@@ -433,8 +434,5 @@ def _complete_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _replace(path: Path, lines: Sequence[str]) -> None:
     """Write the whole file at once, so that a kill in between loses nothing; no file stays no file."""
-    if not path.exists():
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(partial, path)
+    if path.exists():
+        write_whole(path, "".join(f"{line}\n" for line in lines))

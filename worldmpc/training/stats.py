@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from worldmpc.config import ConfigError, LogConfig
+from worldmpc.files import written_aside
 from worldmpc.training.configs import WandbConfig
 from worldmpc.training.logger import RunLogger, Throughput
 
@@ -115,8 +116,8 @@ class StatsLogger:
         if path.exists():
             with path.open(newline="") as file:
                 header, *rows = csv.reader(file)
-            with path.open("w", newline="") as file:
-                kept = [row for row in rows if len(row) == len(header) and int(row[1]) <= agent_steps]
+            kept = [row for row in rows if len(row) == len(header) and int(row[1]) <= agent_steps]
+            with written_aside(path) as partial, partial.open("w", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows([header, *kept])
 
     def close(self) -> None:
