@@ -23,10 +23,12 @@ from worldmpc.training.checkpoint import (
     CheckpointError,
     CheckpointStore,
     check_same_architecture,
+    find_saved,
     load_checkpoint,
     save_checkpoint,
     verify_checkpoint,
 )
+from worldmpc.training.restore import find_checkpoint
 
 META = {"step": 12, "config": {"task": "dmc/cartpole-swingup", "lr": 3e-4, "betas": (0.9, 0.999), "discount": None, 3: [math.inf]}}
 
@@ -427,6 +429,28 @@ def test_saving_cleans_up_in_no_folder_but_a_stores_own(tmp_path: Path) -> None:
     assert not link.is_symlink() and load_checkpoint(path)[0]["agent"]["w"][0, 0] == 2
     with pytest.raises(CheckpointError, match="checkpoint name '.hidden'"):
         save_checkpoint(tmp_path, ".hidden", {}, {})
+
+
+def test_killed_between_two_renames_of_a_saved_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_saved(tmp_path / "nowhere", "mine") is None and find_saved(tmp_path, "mine") is None
+    save_checkpoint(tmp_path, "mine", small(1.0), META)
+    rename, calls = os.rename, []
+
+    def die(*paths: Any) -> None:
+        calls.append(paths)
+        if len(calls) > 1:
+            raise SystemExit
+        rename(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", die)
+        with pytest.raises(SystemExit):
+            save_checkpoint(tmp_path, "mine", small(2.0), META)
+    found = find_saved(tmp_path, "mine")
+    assert found is not None and found.name != "mine" and load_checkpoint(found)[0]["agent"]["w"][0, 0] == 1
+    assert find_checkpoint(tmp_path / "mine") == found and find_saved(tmp_path, "other") is None
+    save_checkpoint(tmp_path, "mine", small(3.0), META)
+    assert find_saved(tmp_path, "mine") == tmp_path / "mine"
 
 
 def test_killed_between_two_renames_of_the_only_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

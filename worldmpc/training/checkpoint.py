@@ -83,6 +83,17 @@ def save_checkpoint(folder: Path, name: str, tree: Mapping[str, Any], meta: Mapp
     return _save(folder, name, tree, meta, own=False)
 
 
+def find_saved(folder: Path, name: str) -> Path | None:
+    """Return where a checkpoint of :func:`save_checkpoint` is, or None.
+
+    That is ``folder/name``, or where a writer had moved it aside that was killed before the next one took its place.
+    """
+    if os.path.lexists(folder / name):
+        return folder / name
+    aside = [path for path in _moved_aside(folder) if _former(path).name == name]
+    return max(aside, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
 def _save(folder: Path, name: str, tree: Mapping[str, Any], meta: Mapping[str, Any], *, own: bool) -> Path:
     """Write ``folder/name``; a folder of our ``own`` is cleaned up first, and numbers its checkpoints."""
     target = folder / name
@@ -493,10 +504,11 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _set_aside(folder: Path) -> list[Path]:
     """Return the numbered checkpoints that a killed writer moved away for one that never arrived."""
-    if not folder.is_dir():
-        return []
-    aside = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.startswith(OLD)]
-    return [path for path in aside if STEP.fullmatch(_former(path).name) and not os.path.lexists(_former(path))]
+    return [path for path in _moved_aside(folder) if STEP.fullmatch(_former(path).name) and not os.path.lexists(_former(path))]
+
+
+def _moved_aside(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.startswith(OLD)] if folder.is_dir() else []
 
 
 def _former(path: Path) -> Path:

@@ -13,7 +13,7 @@ from torch import nn
 from worldmpc.config import ConfigError
 from worldmpc.envs.vector import VecEnv
 from worldmpc.models.actor_critic import ActorCritic
-from worldmpc.training.checkpoint import META, CheckpointError, check_same_architecture, load_checkpoint, save_checkpoint
+from worldmpc.training.checkpoint import META, CheckpointError, check_same_architecture, find_saved, load_checkpoint, save_checkpoint
 from worldmpc.training.configs import AgentConfig
 from worldmpc.types import EnvSpec
 
@@ -211,8 +211,8 @@ class TrainingCheckpointer:
         Raises:
             CheckpointError: it is damaged.
         """
-        path = self._folder(run_dir) / self.STATE
-        return load_checkpoint(path, ["trainer"])[0]["trainer"] if path.exists() else None
+        path = find_saved(self._folder(run_dir), self.STATE)
+        return None if path is None else load_checkpoint(path, ["trainer"])[0]["trainer"]
 
     def load_policy(
         self,

@@ -19,6 +19,7 @@ from worldmpc.training.checkpoint import (
     CheckpointError,
     CheckpointStore,
     check_same_architecture,
+    find_saved,
     load_checkpoint,
     verify_checkpoint,
 )
@@ -71,6 +72,7 @@ def find_checkpoint(path: str | Path) -> Path:
         CheckpointError: there is none, or no intact one, or it is of a training with components.
     """
     path = Path(path)
+    path = find_saved(path.parent, path.name) or path
     is_run = (path / "config.json").exists() or (path / "checkpoints").exists()  # a run has a meta.json of its own
     if is_official(path) or ((path / META).is_file() and not is_run):
         return path
