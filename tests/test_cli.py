@@ -615,14 +615,15 @@ def test_a_reader_that_has_enough():
 
 
 def test_named_set_trains_every_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["train", *TINY, "sweep=multi_gamma_ablation", "task=toy/pointmass", f"run_dir={tmp_path}/all"]) == 0
-    folders = sorted(path.name for path in (tmp_path / "all").iterdir())
+    folder = tmp_path / "über=all"  # which needs quotes
+    assert main(["train", *TINY, "sweep=multi_gamma_ablation", "task=toy/pointmass", f'run_dir="{folder}"']) == 0
+    folders = sorted(path.name for path in (folder).iterdir())
     assert folders == ["A0", "A1", "A2", "A3", "A4"]
-    configs = {name: json.loads((tmp_path / "all" / name / "config.json").read_text()) for name in folders}
+    configs = {name: json.loads((folder / name / "config.json").read_text()) for name in folders}
     assert {name: config["label"] for name, config in configs.items()} == dict(zip(folders, folders, strict=True))
-    heads = {name: json.loads((tmp_path / "all" / name / "meta.json").read_text())["parameters"].get("auxiliary", 0) for name in folders}
+    heads = {name: json.loads((folder / name / "meta.json").read_text())["parameters"].get("auxiliary", 0) for name in folders}
     assert heads["A0"] == 0 < heads["A1"] < heads["A2"] == heads["A3"] < heads["A4"] == 5 * heads["A1"]
-    assert (tmp_path / "all" / "A2" / "snapshots.jsonl").exists() and not (tmp_path / "all" / "A0" / "snapshots.jsonl").exists()
+    assert (folder / "A2" / "snapshots.jsonl").exists() and not (folder / "A0" / "snapshots.jsonl").exists()
 
 
 def test_named_set_is_checked_before_the_first_run(tmp_path: Path, fails: Callable[..., str]):

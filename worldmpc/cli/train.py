@@ -72,8 +72,14 @@ def _check_set(words: Sequence[str], name: str) -> None:
 
 def _words_of(words: Sequence[str], label: str, overrides: Sequence[str]) -> list[str]:
     """Return the words of one configuration of a named set; each has a folder of its own."""
-    own = [f"{word}/{label}" if word.startswith("run_dir=") else word for word in words if not word.startswith("sweep=")]
+    own = [_below(word, label) if word.startswith("run_dir=") else word for word in words if not word.startswith("sweep=")]
     return [*overrides, f"label={label}", *own]
+
+
+def _below(word: str, label: str) -> str:
+    """``run_dir=a`` -> ``run_dir=a/label``, within the quotes that unusual paths need."""
+    quote = word[-1] if word[-1] in "'\"" else ""
+    return f"{word.removesuffix(quote)}/{label}{quote}"
 
 
 def _train_words(words: list[str]) -> int:
