@@ -431,9 +431,7 @@ def test_saving_cleans_up_in_no_folder_but_a_stores_own(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, ".hidden", {}, {})
 
 
-def test_killed_between_two_renames_of_a_saved_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_saved(tmp_path / "nowhere", "mine") is None and find_saved(tmp_path, "mine") is None
-    save_checkpoint(tmp_path, "mine", small(1.0), META)
+def die_at_second_rename(patch: pytest.MonkeyPatch) -> None:
     rename, calls = os.rename, []
 
     def die(*paths: Any) -> None:
@@ -442,8 +440,14 @@ def test_killed_between_two_renames_of_a_saved_agent(tmp_path: Path, monkeypatch
             raise SystemExit
         rename(*paths)
 
+    patch.setattr(os, "rename", die)
+
+
+def test_killed_between_two_renames_of_a_saved_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_saved(tmp_path / "nowhere", "mine") is None and find_saved(tmp_path, "mine") is None
+    save_checkpoint(tmp_path, "mine", small(1.0), META)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", die)
+        die_at_second_rename(patch)
         with pytest.raises(SystemExit):
             save_checkpoint(tmp_path, "mine", small(2.0), META)
     found = find_saved(tmp_path, "mine")
@@ -458,16 +462,8 @@ def test_killed_between_two_renames_of_the_only_checkpoint(tmp_path: Path, monke
     store = CheckpointStore(tmp_path, keep=1)
     store.save(1, small(1.0), META, best=True)
     store.save(2, small(2.0), META)
-    rename, calls = os.rename, []
-
-    def die(*paths: Any) -> None:
-        calls.append(paths)
-        if len(calls) > 1:
-            raise SystemExit
-        rename(*paths)
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", die)
+        die_at_second_rename(patch)
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(SystemExit):
             store.save(2, small(3.0), META)
