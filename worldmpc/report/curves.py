@@ -25,6 +25,8 @@ PANEL_INCHES = (7.2, 4.5)
 DPI = 150
 _SHORTEST_SHARE = 0.15
 """A run that covers less of the way to the first published point than this would be squeezed into a corner by showing that point."""
+_MOST_WITHIN = 4
+"""Entries of a legend that find a place among the curves; more of them stand below."""
 _DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)))
 """Where there are more lines than colours."""
 
@@ -180,7 +182,11 @@ def _style(axes: Axes, task: str, end: float) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#B0B0B0")
-    axes.legend(fontsize=9, frameon=True, framealpha=0.9, edgecolor="none", loc="best", handlelength=2.6)
+    style = {"fontsize": 9, "frameon": True, "framealpha": 0.9, "edgecolor": "none", "handlelength": 2.6}
+    if len(axes.get_legend_handles_labels()[0]) > _MOST_WITHIN:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, **style)
+    else:
+        axes.legend(loc="best", **style)
 
 
 def _looks(names: Sequence[str]) -> dict[str, _Look]:
