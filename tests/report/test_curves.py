@@ -99,6 +99,16 @@ def test_more_variants_than_colours_have_other_dashes(make_run: Callable[..., Ru
     assert len(looks) == len(runs)
 
 
+@pytest.mark.parametrize("labels", [2, 6])
+def test_a_long_legend_stands_below_the_curves(make_run: Callable[..., Run], tmp_path: Path, labels: int) -> None:
+    runs = [make_run([(0, 0.0), (100_000, 300.0)], label=f"v{index}") for index in range(labels)]
+    (axes,) = (figure := plot_curves(runs, tmp_path / "curve.png")).axes
+    box = axes.get_legend()
+    assert box is not None and len(box.get_texts()) == labels + 1
+    place, panel = box.get_window_extent(), axes.get_window_extent()
+    assert (place.y1 < panel.y0) == (labels == 6) and place.y0 >= 0 and place.x1 <= figure.bbox.width
+
+
 def test_nothing_to_draw(make_run: Callable[..., Run], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no evaluation to draw"):
         plot_curves([make_run([])], tmp_path / "curve.png")
