@@ -12,6 +12,7 @@ from worldmpc.types import Agent, EnvSpec
 
 CLASSES = {
     **dict.fromkeys(LATENT, "worldmpc.agents.tdmpc2:TDMPC2"),
+    "director": "worldmpc.agents.director:Director",
     "mpc": "worldmpc.agents.mpc:MPC",
     "mbmpc": "worldmpc.agents.mbmpc:MBMPC",
     "pets": "worldmpc.agents.mbmpc:MBMPC",
@@ -29,7 +30,8 @@ def make_agent(config: RunConfig, spec: EnvSpec, device: torch.device | str = "c
     Raises:
         ConfigError: an observation or action space that the agent or its planner does not support.
     """
-    module, _, name = CLASSES[config.agent].partition(":")
+    flat = config.agent == "director" and config.trainer == "online"
+    module, _, name = CLASSES["tdmpc2" if flat else config.agent].partition(":")
     kind = getattr(importlib.import_module(module), name)
     decisions = math.ceil(config.steps / spec.action_repeat)
     total_updates = kind.count_updates(config, decisions) if hasattr(kind, "count_updates") else updates_worth(decisions, config.train.utd)

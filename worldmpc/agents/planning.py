@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,19 +15,27 @@ from worldmpc.planners.sampling import PLAN_RECORDS
 from worldmpc.types import ActOutput, Carry, EnvSpec, Mode, Model, Planner, PlanResult
 
 
-def plan_replay(config: RunConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> Replay:
-    """Return a replay of windows of ``config.window`` steps, with what plans leave in it for every step.
+def plan_replay(
+    config: RunConfig,
+    spec: EnvSpec,
+    num_envs: int,
+    device: torch.device,
+    window: int | None = None,
+    more: Mapping[str, tuple[int, ...]] | None = None,
+) -> Replay:
+    """Return a replay of windows of ``config.window`` steps, or of as many as given, with what plans leave in it, and ``more``.
 
     Raises:
         ConfigError: a policy that learns from plans, and no planning.
     """
-    extras = {name: (spec.action_dim,) * rank for name, rank in PLAN_RECORDS.items()} if config.planner.mpc else {}
+    extras: dict[str, tuple[int, ...]] = dict(more or {})
+    extras |= {name: (spec.action_dim,) * rank for name, rank in PLAN_RECORDS.items()} if config.planner.mpc else {}
     if config.agent in LATENT and uses_plans(config):
         if not config.planner.mpc:
             reason = f"policy.objective={config.policy.objective} learns from plans"
             raise ConfigError(f"planner.mpc: {reason}; use planner.mpc=true, or policy.objective=max_q")
         extras["plan_elite"] = (spec.action_dim,)
-    return make_replay(config, spec, num_envs, config.window, device=device, extras=extras)
+    return make_replay(config, spec, num_envs, window or config.window, device=device, extras=extras)
 
 
 def with_noise(dynamics: Any, streams: Streams, mode: Mode, carry: Carry) -> Any | None:

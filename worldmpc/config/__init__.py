@@ -7,6 +7,7 @@ imports torch, so that the command line starts fast. A field's ``help`` is the t
 
 from worldmpc.config.base import ConfigError, lookup, merge, nest
 from worldmpc.config.checks import validate
+from worldmpc.config.hierarchy import GoalVAEConfig, ManagerConfig, WorkerConfig, goal_weight, too_long_interval
 from worldmpc.config.presets import AGENTS, PRESETS, TUNED, preset_values
 from worldmpc.config.readers import LATENT, planner_reads
 from worldmpc.config.run import (
@@ -50,6 +51,11 @@ from worldmpc.config.sweeps import SWEEPS, sweep_overrides
 from worldmpc.config.variants import auxiliary_gammas, auxiliary_warning, uses_plans
 
 __all__ = [
+    "too_long_interval",
+    "goal_weight",
+    "WorkerConfig",
+    "ManagerConfig",
+    "GoalVAEConfig",
     "AGENTS",
     "LATENT",
     "MODEL_SIZES",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from worldmpc.config.base import ConfigError, lookup
+from worldmpc.config.hierarchy import check_director
 from worldmpc.config.presets import PRESETS
 from worldmpc.config.readers import LATENT
 from worldmpc.config.sections import MODEL_SIZES, resolve_model
@@ -23,26 +24,31 @@ _AT_LEAST_1 = (
     "eval.episodes, checkpoint.every, log.every, checkpoint.keep, dynamics.members, dynamics.particles, dynamics.batch_size, "
     "dynamics.max_epochs, dynamics.patience, mbmpc.fit_every, dqn.n_step, dqn.target_every, ppo.rollout_steps, ppo.minibatch_size, "
     "ppo.update_epochs, td3.policy_delay, model.num_dynamics, value.n_step, value.td_horizon, reanalyze.batch_size, "
-    "multi_gamma.log_num_examples"
+    "multi_gamma.log_num_examples, goal_vae.n_latents, goal_vae.anneal_steps, manager.goal_interval, manager.imagined_goals, "
+    "manager.batch_size, manager.update_every, worker.num_q"
 )
-_AT_LEAST_1_OR_NULL = "loss.horizon, train.reset_every, env.action_repeat, env.episode_length, env.num_workers"
+_AT_LEAST_1_OR_NULL = (
+    "loss.horizon, train.reset_every, goal_vae.hidden_dim, manager.hidden_dim, env.action_repeat, env.episode_length, env.num_workers"
+)
 _AT_LEAST_0 = (
     "planner.num_pi_trajs, planner.extra_iterations, planner.temperature, planner.noise_exponent, planner.pi_noise, planner.beta, "
     "planner.guidance, planner.gradient_steps, planner.c_puct, optim.warmup_updates, threads, seed, loss.consistency_coef, "
     "loss.reward_coef, loss.value_coef, loss.termination_coef, loss.entropy_coef, dynamics.weight_decay, mbmpc.gradient_steps, "
     "ppo.vf_coef, ppo.ent_coef, td3.exploration_noise, td3.target_noise, td3.noise_clip, planner.uncertainty_coef, "
+    "manager.ent_coef, manager.intrinsic_coef, worker.task_weight, "
     "policy.scale_threshold, reanalyze.interval, multi_gamma.loss_weight, multi_gamma.hidden_layers"
 )
 _POSITIVE = (
     "optim.lr, optim.grad_clip_norm, train.utd, train.max_loss, planner.min_std, planner.gradient_lr, planner.dirichlet_alpha, "
+    "goal_vae.tau_start, goal_vae.tau_end, goal_vae.lr, manager.lr, "
     "dynamics.lr, mbmpc.awr_temperature, policy.awac_temperature, ppo.clip_coef, ppo.vf_clip_coef, ppo.max_grad_norm, sac.alpha_init"
 )
 _SHARES = (
     "planner.uniform_mix, planner.keep_elites, planner.root_noise, dqn.epsilon_start, dqn.epsilon_end, dqn.epsilon_fraction, "
-    "ppo.gae_lambda, value.lam"
+    "ppo.gae_lambda, value.lam, manager.lam, goal_vae.kl_target"
 )
-_SHARES_BELOW_1 = "planner.momentum, dynamics.holdout, ppo.gamma, model.dropout"
-_RATES = "loss.rho, loss.tau, optim.enc_lr_scale, optim.final_lr_scale, mbmpc.tau, sac.tau, td3.tau"
+_SHARES_BELOW_1 = "goal_vae.unimix, manager.gamma, worker.gamma, planner.momentum, dynamics.holdout, ppo.gamma, model.dropout"
+_RATES = "manager.tau, loss.rho, loss.tau, optim.enc_lr_scale, optim.final_lr_scale, mbmpc.tau, sac.tau, td3.tau"
 _HIDDEN = "dynamics.hidden, mbmpc.hidden, dqn.hidden, ppo.hidden, sac.hidden, td3.hidden"
 
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -65,6 +71,8 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("ppo.target_kl", lambda value: value is None or value > 0, "more than 0, or null"),
     ("policy.prior_coef", lambda value: value is None or value >= 0, "0 or more, or null"),
     ("label", lambda value: value is None or re.fullmatch(r"[A-Za-z0-9_.+-]+", value) is not None, "letters, digits and _ . + -"),
+    ("goal_vae.beta", lambda value: value is None or value >= 0, "0 or more, or null"),
+    ("worker.goal_weight", lambda value: value is None or value >= 0, "0 or more, or null"),
     ("sac.alpha", lambda value: value is None or value >= 0, "0 or more, or null"),
 )
 
@@ -85,7 +93,7 @@ def validate(config: RunConfig) -> RunConfig:
     for names, holds, expected in _RANGES:
         for name in names.split(", "):
             _require(config, holds(lookup(config, name)), name, expected)
-    for check in (_check_env, _check_seeds, _check_optim, _check_planner, _check_model, _check_agent, check_variant):
+    for check in (_check_env, _check_seeds, _check_optim, _check_planner, _check_model, _check_agent, check_variant, check_director):
         check(config)
     return config
 

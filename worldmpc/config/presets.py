@@ -29,6 +29,7 @@ AGENTS: dict[str, dict[str, Any]] = {
         "value": {"target": "model", "bootstrap": "mean"},
         "reanalyze": {"interval": 10},
     },
+    "director": {},
     "mpc": {
         "task": "gym/CartPole-v1",
         "steps": 1_000,

@@ -10,7 +10,7 @@ from worldmpc.config.base import ConfigError, lookup
 if TYPE_CHECKING:
     from worldmpc.config.run import RunConfig
 
-LATENT = ("tdmpc2", "tdmpc_square", "bmpc", "boom")
+LATENT = ("tdmpc2", "tdmpc_square", "bmpc", "boom", "director")
 """TD-MPC2 and its relatives: one agent with other parts."""
 PLANNING = (*LATENT, "mpc", "mbmpc", "pets")
 """Agents that plan."""
@@ -35,6 +35,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "value": LATENT,
     "reanalyze": LATENT,
     "multi_gamma": LATENT,
+    **dict.fromkeys(("trainer", "goal_vae", "manager", "worker"), ("director",)),
     "optim": _LEARNING,
     "optim.enc_lr_scale": LATENT,
     "optim.grad_clip_norm": _REPLAYING,

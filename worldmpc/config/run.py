@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from worldmpc.config.base import ConfigError, build, hints, key, lookup, merge, nest
 from worldmpc.config.checks import validate
+from worldmpc.config.hierarchy import GoalVAEConfig, ManagerConfig, WorkerConfig
 from worldmpc.config.presets import preset_values
 from worldmpc.config.readers import LATENT, PLANNING, check_readers
 from worldmpc.config.sections import (
@@ -44,8 +45,11 @@ class RunConfig:
     """A whole run."""
 
     task: str = key("dmc/cartpole-swingup", "suite/name: dmc/<domain>-<task>, gym/<EnvId>, gym/<module>:<EnvId>, toy/<name>")
-    agent: Literal["tdmpc2", "tdmpc_square", "bmpc", "boom", "mpc", "mbmpc", "pets", "dqn", "ppo", "sac", "td3"] = key(
+    agent: Literal["tdmpc2", "tdmpc_square", "bmpc", "boom", "director", "mpc", "mbmpc", "pets", "dqn", "ppo", "sac", "td3"] = key(
         "tdmpc2", "algorithm; each has defaults of its own, listed below"
+    )
+    trainer: Literal["director", "online"] = key(
+        "director", "director: manager and worker learn beside the world model; online: TD-MPC2 alone"
     )
     preset: str = key(
         "default", "named set of values: default (tdmpc2: 5M, published), cpu, debug, tuned (for one task); overrides come on top"
@@ -77,6 +81,9 @@ class RunConfig:
     value: ValueConfig = field(default_factory=ValueConfig)
     reanalyze: ReanalyzeConfig = field(default_factory=ReanalyzeConfig)
     multi_gamma: MultiGammaConfig = field(default_factory=MultiGammaConfig)
+    goal_vae: GoalVAEConfig = field(default_factory=GoalVAEConfig)
+    manager: ManagerConfig = field(default_factory=ManagerConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

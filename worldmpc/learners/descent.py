@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,16 @@ class Descent:
 
     Args:
         module: owner of the parameters.
-        parts: names of its children, each with an optimiser of its own.
+        parts: names of the modules in it that have an optimiser of their own, or these and their learning rates relative to ``optim.lr``.
         config: learning rate, clip, schedule and largest loss.
         total_updates: length of the learning-rate schedule.
     """
 
-    def __init__(self, module: nn.Module, parts: tuple[str, ...], config: RunConfig, total_updates: int) -> None:
-        self.optimizers = {part: GroupOptimizer(module, {f"{part}.": 1.0}, config.optim, total_updates=total_updates) for part in parts}
+    def __init__(self, module: nn.Module, parts: Sequence[str] | Mapping[str, float], config: RunConfig, total_updates: int) -> None:
+        rates = parts if isinstance(parts, Mapping) else dict.fromkeys(parts, 1.0)
+        self.optimizers = {
+            part: GroupOptimizer(module, {f"{part}.": rate}, config.optim, total_updates=total_updates) for part, rate in rates.items()
+        }
         self.max_loss = config.train.max_loss
         self.updates = 0
         self.skipped = torch.zeros((), device=next(module.parameters()).device)

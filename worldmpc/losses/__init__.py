@@ -2,6 +2,22 @@
 
 from worldmpc.losses.auxiliary import auxiliary_snapshot, auxiliary_targets, auxiliary_value
 from worldmpc.losses.behaviour import behaviour_loss, behaviour_targets
+from worldmpc.losses.hierarchy import (
+    Imagined,
+    WorkerBatch,
+    autoencoder_loss,
+    autoencoder_noise,
+    choose_goals,
+    goal_noise,
+    imagination_noise,
+    imagine,
+    lambda_returns,
+    manager_actor_loss,
+    manager_critic_loss,
+    worker_noise,
+    worker_policy_loss,
+    worker_value_loss,
+)
 from worldmpc.losses.policy import (
     BOX,
     DISCRETE,
@@ -28,19 +44,30 @@ from worldmpc.losses.world_model import (
 
 __all__ = [
     "BOX",
-    "DISCRETE",
     "Coefficients",
+    "DISCRETE",
+    "Imagined",
     "PolicyObjective",
     "Rollout",
+    "WorkerBatch",
+    "autoencoder_loss",
+    "autoencoder_noise",
     "auxiliary_snapshot",
     "auxiliary_targets",
     "auxiliary_value",
     "behaviour_loss",
     "behaviour_targets",
+    "choose_goals",
     "coefficients",
     "consistency",
     "for_each_dynamics",
+    "goal_noise",
+    "imagination_noise",
+    "imagine",
+    "lambda_returns",
     "make_objective",
+    "manager_actor_loss",
+    "manager_critic_loss",
     "policy_noise",
     "reward",
     "roll",
@@ -53,4 +80,7 @@ __all__ = [
     "value",
     "value_targets",
     "weighted_sum",
+    "worker_noise",
+    "worker_policy_loss",
+    "worker_value_loss",
 ]

@@ -1,0 +1,205 @@
+"""Director: goals and their intervals, the world model left alone, coming back from a checkpoint, what is refused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from tests.trees import leaves
+from worldmpc.agents import make_agent
+from worldmpc.agents.director import Director, first_steps
+from worldmpc.agents.tdmpc2 import TDMPC2
+from worldmpc.config import ConfigError, make_config
+from worldmpc.envs import make_envs
+from worldmpc.functional import tree_where
+from worldmpc.training.evaluator import evaluate
+from worldmpc.training.trainer import make_state, train
+from worldmpc.types import EnvSpec
+
+BOX, DISCRETE = EnvSpec("x", (3,), 2, 50), EnvSpec("x", (3,), 2, 50, discrete=True)
+SMALL = {"manager.goal_interval": 4, "goal_vae.n_latents": 3, "goal_vae.n_classes": 4, "manager.batch_size": 4}
+
+
+def config(**overrides):
+    return make_config("debug", agent="director", **{**SMALL, **overrides})
+
+
+def make(spec=BOX, **overrides) -> Director:
+    return Director(config(**overrides), spec)
+
+
+def start(task="toy/pointmass", num_envs=1, **overrides):
+    own = config(task=task, **{"env.num_envs": num_envs, "replay.capacity": 2000, **overrides})
+    envs = make_envs(task, own.env, seed=1)
+    return make_state(make_agent(own, envs.spec), envs)
+
+
+def equal(one, other) -> bool:
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one, other, strict=True))
+
+
+def test_without_a_goal_it_is_tdmpc2_bit_for_bit():
+    """Acting, and the world model that it learns, with everything else that learns beside it."""
+    director, flat = make(), TDMPC2(make_config("debug"), BOX)
+    obs = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    for mode in ("explore", "eval", "prior"):
+        mine = director.act(director.init_carry(2), obs, mode, goal=None)
+        theirs = flat.act(flat.init_carry(2), obs, mode)
+        assert torch.equal(mine.action, theirs.action) and torch.equal(mine.carry.plan.mean, theirs.carry.plan.mean)
+        assert "goal_code" not in mine.extras
+    state = start()
+    train(state, [], 80)
+    director, flat = state.agent, TDMPC2(make_config("debug"), state.agent.spec)
+    flat.load_state_dict(director.flat.state_dict())
+    batch = state.source.next()
+    for _ in range(3):
+        mine, theirs = director.update(batch), flat.update(first_steps(batch, 3))
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs if name != "skipped_updates")
+    assert equal(director.flat.model.state_dict().values(), flat.model.state_dict().values())
+
+
+def test_the_online_trainer_is_tdmpc2():
+    online = make_config("debug", agent="director", trainer="online")
+    one, other = make_agent(online, BOX), make_agent(make_config("debug"), BOX)
+    assert type(one) is TDMPC2 and equal(one.model.state_dict().values(), other.model.state_dict().values())
+
+
+@pytest.mark.parametrize("mode", ["explore", "eval", "prior"])
+def test_goals_last_their_interval_in_every_environment(mode):
+    agent = make()
+    carry, goals, left = agent.init_carry(3), [], []
+    for step in range(9):
+        output = agent.act(carry, torch.randn(3, 3, generator=torch.Generator().manual_seed(step)), mode)
+        carry = output.carry
+        if step == 5:  # the second environment begins an episode
+            carry = tree_where(torch.arange(3) == 1, agent.init_carry(3), carry)
+        goals.append(output.carry.goal)
+        left.append(output.carry.left.tolist())
+        assert torch.equal(output.extras["goal_code"], output.carry.code) and output.extras["goal_code"].shape == (3, 3)
+    assert [row[0] for row in left] == [3, 2, 1, 0, 3, 2, 1, 0, 3]
+    assert [row[1] for row in left] == [3, 2, 1, 0, 3, 2, 3, 2, 1]
+    changed = [[not torch.equal(before[env], after[env]) for before, after in zip(goals, goals[1:], strict=False)] for env in range(3)]
+    assert not any(changed[0][index] for index in (0, 1, 2, 4, 5, 6)) and not any(changed[1][index] for index in (0, 1, 2, 4, 6, 7))
+    if mode == "explore":
+        assert changed[0][3] and changed[0][7] and changed[1][5]
+
+
+def test_evaluation_disturbs_neither_goals_nor_streams():
+    state, other = start(num_envs=2), start(num_envs=2)
+    train(state, [], 80)
+    train(other, [], 80)
+    with make_envs("toy/pointmass", dataclasses.replace(state.agent.config.env, num_envs=3), seed=9) as envs:
+        evaluate(state.agent, envs, 3)
+        evaluate(state.agent, envs, 3, mode="prior")
+    assert equal(state.carry[1:], other.carry[1:]) and torch.equal(state.carry.plan.mean, other.carry.plan.mean)
+    train(state, [], 100)
+    train(other, [], 100)
+    assert equal(
+        [value for _, value in leaves(state.agent.model.state_dict())], [value for _, value in leaves(other.agent.model.state_dict())]
+    )
+
+
+@pytest.mark.parametrize("task", ["toy/pointmass", "toy/identity-discrete", "toy/balance"])
+def test_resumed_equals_uninterrupted(task):
+    state, other = start(task, num_envs=2), start(task, num_envs=2)
+    train(state, [], 90)
+    other.load_state_dict(copy.deepcopy(state.state_dict()))
+    for one in (state, other):
+        train(one, [], 140)
+    torch.testing.assert_close(dict(leaves(state.state_dict())), dict(leaves(other.state_dict())), rtol=0, atol=0, equal_nan=True)
+    names = state.metrics.keys()
+    for section, keys in {
+        "goal_vae": ("total_loss", "recon_loss", "kl", "temperature", "perplexity"),
+        "manager": ("actor_loss", "critic_loss", "entropy", "advantage"),
+        "worker": ("consistency_loss", "reward_loss", "value_loss", "pi_loss", "goal_reward"),
+    }.items():
+        assert {f"{section}/{key}" for key in keys} <= names
+    assert all(bool(value.isfinite()) for value in state.metrics.values())
+
+
+def test_random_decisions_have_no_goal_and_later_ones_are_stored():
+    state = start(**{"train.seed_decisions": 60})
+    train(state, [], 100)
+    batch = [state.source.next().extras["goal_code"] for _ in range(40)]
+    seen = torch.cat([part.flatten(0, 1) for part in batch])
+    assert seen.isnan().all(-1).any() and seen.isfinite().all(-1).any()
+    known = seen[seen.isfinite().all(-1)]
+    assert ((known >= 0) & (known < 4) & (known == known.round())).all()
+
+
+def test_windows_reach_as_far_as_a_goal():
+    state = start()
+    assert state.source.replay.horizon == 4
+    assert start(**{"manager.goal_interval": 2}).source.replay.horizon == 3
+    train(state, [], 80)
+    batch = state.source.next()
+    first = first_steps(batch, 3)
+    assert len(batch.reward) == 4 and len(first.reward) == 3 and len(first.obs) == 4
+    assert torch.equal(first.obs, batch.obs[:4]) and torch.equal(first.action, batch.action[:3])
+
+
+def test_a_goal_of_ones_own_is_followed_until_the_manager_chooses():
+    agent, obs = make(), torch.zeros(2, 3)
+    goal = agent.flat.model.encode(torch.randn(2, 3))
+    output = agent.act(agent.init_carry(2), obs, "eval", goal=goal)
+    assert torch.equal(output.carry.goal, goal) and output.carry.left.tolist() == [0, 0] and output.extras["goal_code"].isnan().all()
+    again = agent.act(output.carry, obs, "eval")
+    assert not torch.equal(again.carry.goal, goal) and again.carry.left.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("spec", [BOX, DISCRETE])
+@pytest.mark.parametrize("mode", ["goal_conditioned", "planner_bonus"])
+@pytest.mark.parametrize("kind", ["straight_through", "gumbel"])
+def test_every_kind_acts_and_learns(spec, mode, kind):
+    task = "toy/identity-discrete" if spec.discrete else "toy/pointmass"
+    state = start(task, **{"worker.mode": mode, "goal_vae.kind": kind})
+    train(state, [], 70)
+    assert state.updates == 70 and state.metrics["total_loss"].isfinite()
+    assert ("worker/value_loss" in state.metrics) == (mode == "goal_conditioned")
+
+
+@pytest.mark.parametrize("planner", ["cem", "icem", "random_shooting", "policy_guided", "diffusion", "mcts"])
+def test_every_planner_follows_goals(planner):
+    spec = DISCRETE if planner == "mcts" else BOX
+    agent = make(spec, **{"planner.name": planner})
+    output = agent.act(agent.init_carry(2), torch.randn(2, 3), "eval")
+    assert output.action.shape == (2, 2) and output.action.isfinite().all()
+
+
+def test_plans_follow_the_goal():
+    """In a world that moves by the action, with a goal reward alone, the first step leads towards the goal."""
+    agent = make(**{"worker.task_weight": 0.0, "planner.num_samples": 64, "planner.num_elites": 8, "planner.iterations": 4})
+    model, obs = agent.flat.model, torch.zeros(1, 3)
+    z = model.encode(obs)
+    actions = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])
+    for action in actions:
+        goal = model.next(z, action[None])
+        output = agent.act(agent.init_carry(1), obs, "eval", goal=goal)
+        reached = [agent.hierarchy.similarity(model.next(z, one[None]), goal).item() for one in (output.action[0], -action)]
+        assert reached[0] > reached[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"manager.goal_interval": 0}, "manager.goal_interval: expected at least 1, got 0"),
+        ({"manager.goal_interval": 51}, "manager.goal_interval: expected at most the episode's 50 decisions, got 51"),
+        ({"env.episode_length": 3}, "manager.goal_interval: expected at most the episode's 3 decisions, got 4"),
+        ({"worker.mode": "follower"}, "worker.mode: expected one of goal_conditioned, planner_bonus, got 'follower'"),
+        ({"goal_vae.n_classes": 1}, "goal_vae.n_classes: expected at least 2, got 1; a code of one class says nothing"),
+        ({"goal_vae.n_latents": 0}, "goal_vae.n_latents: expected at least 1, got 0"),
+        ({"worker.goals": [0.5, 0.5]}, "worker.goals: expected three shares that sum to 1"),
+        ({"worker.goals": [0.5, 0.5, 0.5]}, "worker.goals: expected three shares that sum to 1"),
+        ({"policy.objective": "kl_to_planner", "model.policy": "clipped"}, "policy.objective: plans of agent=director follow goals"),
+        ({"seeds": [1, 2]}, "seeds: agent=director trains one run per seed"),
+        ({"planner": {"name": "diffusion", "prior": "learned"}}, "planner.prior: a learned prior knows no goals"),
+        ({"agent": "dqn"}, "manager.goal_interval: agent=dqn never reads it; leave it out, or use agent=director"),
+        ({"agent": "tdmpc2"}, "manager.goal_interval: agent=tdmpc2 never reads it; leave it out, or use agent=director"),
+    ],
+)
+def test_bad_input_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        Director(make_config("debug", **{"agent": "director", **SMALL, **overrides}), BOX)

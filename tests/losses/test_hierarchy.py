@@ -1,0 +1,215 @@
+"""Objectives of Director: closed forms, and whom their gradients reach."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests.models.test_goals import generator, hierarchy, latents, world
+from worldmpc import losses
+from worldmpc.config import ManagerConfig, WorkerConfig
+from worldmpc.losses.hierarchy import reaching
+from worldmpc.models.goal_directed import with_goal
+from worldmpc.models.hierarchy import EXPLORATION, EXTRINSIC
+from worldmpc.noise import NoiseStream
+
+MANAGER = ManagerConfig(goal_interval=4, imagined_goals=3)
+
+
+def draw(specs):
+    return NoiseStream(1, "test").draw(specs)
+
+
+def worker_batch(rows=6, terminated=0.0):
+    zg = with_goal(latents(rows), latents(rows).roll(1, 0))
+    action = torch.rand(rows, 2, generator=generator()) * 2 - 1
+    return losses.WorkerBatch(zg, action, zg.roll(2, 0), torch.full((rows,), terminated), torch.ones(rows))
+
+
+def test_lambda_returns_by_hand():
+    reward, cont, values = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.5], [1.0]]), torch.tensor([[9.0], [10.0], [20.0]])
+    last = 2 + 0.9 * 1.0 * 20
+    first = 1 + 0.9 * 0.5 * (0.2 * 10 + 0.8 * last)
+    assert_close(losses.lambda_returns(reward, cont, values, 0.9, 0.8), torch.tensor([[first], [last]]))
+    assert_close(losses.lambda_returns(reward, cont, values, 0.9, 0.0), torch.tensor([[1 + 0.45 * 10], [last]]))
+    both = losses.lambda_returns(torch.stack((reward, 2 * reward)), cont, torch.stack((values, 2 * values)), 0.9, 0.8)
+    assert_close(both[1], 2 * both[0])
+
+
+def test_reaching_a_goal_needs_all_before():
+    assert_close(reaching(torch.tensor([[0.5], [0.2], [0.9]])), torch.tensor([[1.0], [0.5], [0.1]]))
+
+
+def test_the_autoencoder_loss_by_hand():
+    """Uniform decoder, uniform codes: the cross-entropy of eight entries, no divergence, every class in use."""
+    goals = hierarchy(world()).goals
+    with torch.no_grad():
+        for last in (goals.encoder[-1], goals.decoder[-1]):
+            last.weight.zero_()
+    z, real = latents(6), torch.tensor([1.0, 1, 1, 1, 0, 0])
+    noise = draw(losses.autoencoder_noise(goals, 6))
+    loss, metrics = losses.autoencoder_loss(goals, z, real, torch.ones(()), noise)
+    assert metrics["goal_vae/recon_loss"].item() == pytest.approx(math.log(8), rel=1e-5)
+    assert loss.item() == pytest.approx(2 * math.log(8), rel=1e-5)
+    assert metrics["goal_vae/kl"].item() == pytest.approx(0, abs=1e-5) and metrics["goal_vae/perplexity"].item() == pytest.approx(
+        4, rel=1e-5
+    )
+    assert_close(metrics["goal_vae/marginal_entropy"], goals.entropy(z[:4].mean(0)))
+    assert_close(metrics["goal_vae/latent_entropy"], goals.entropy(z[:4]).mean())
+
+
+def test_padding_teaches_the_autoencoder_nothing():
+    goals, real = hierarchy(world()).goals, torch.tensor([1.0, 1, 0, 0])
+    noise = draw(losses.autoencoder_noise(goals, 4))
+    z = latents(4)
+    other = torch.cat((z[:2], z[2:].flip(-1)))
+    found = [losses.autoencoder_loss(goals, one, real, torch.ones(()), noise)[0] for one in (z, other)]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("kind", ["manager", "future", "random"])
+def test_goals_of_replayed_steps(kind):
+    goals, length, window, batch = hierarchy(world()).goals, 3, 8, 400
+    shares = tuple(float(name == kind) for name in ("manager", "future", "random"))
+    z = torch.arange(window + 1.0)[:, None, None].expand(-1, batch, 16)  # the time stands in every entry
+    codes = torch.randint(4, (length, batch, 3), generator=generator()).float()
+    codes[0, :50] = torch.nan
+    mask = torch.ones(window, batch)
+    mask[5:, :100] = 0  # these episodes end after five steps
+    noise = draw(losses.goal_noise(goals, length, batch))
+    found = losses.choose_goals(WorkerConfig(goals=shares), goals, z, codes, mask, noise)
+    assert found.shape == (length, batch, 16)
+    one_hot = torch.nn.functional.one_hot(codes.nan_to_num().long(), 4).float()
+    if kind == "future":
+        now = torch.arange(3.0)[:, None]
+        time = found[..., 0]
+        assert (time > now).all() and time[:, 100:].max() == 8 and time[:, :100].max() == 5
+        assert {int(value) for value in time[0, 100:].unique()} == set(range(1, 9))
+        assert {int(value) for value in time[2, :100].unique()} == {3, 4, 5}
+    elif kind == "manager":
+        assert_close(found[1:], goals.decode(one_hot[1:]))
+        assert_close(found[0, 50:], goals.decode(one_hot[0, 50:]))
+        assert not torch.isclose(found[0, :50], goals.decode(one_hot[0, :50])).all(-1).all()
+    else:
+        assert len(found.flatten(0, 1).unique(dim=0)) > 50  # of 64 codes
+
+
+def test_shares_of_goals():
+    goals, batch = hierarchy(world()).goals, 4000
+    z = torch.full((5, batch, 16), 7.0)
+    codes = torch.zeros(1, batch, 3)
+    noise = draw(losses.goal_noise(goals, 1, batch))
+    found = losses.choose_goals(WorkerConfig(goals=(0.5, 0.3, 0.2)), goals, z, codes, torch.ones(4, batch), noise)[0]
+    of_future = (found == 7).all(-1).float().mean().item()
+    of_manager = (
+        torch.isclose(found, goals.decode(torch.nn.functional.one_hot(torch.zeros(3).long(), 4).float())).all(-1).float().mean().item()
+    )
+    assert of_future == pytest.approx(0.3, abs=0.03) and of_manager == pytest.approx(0.5 + 0.2 / 64, abs=0.03)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_worker_targets_by_hand(discrete):
+    """Critics that say 0 everywhere: the target is the goal reward of the next latent alone."""
+    model = world(discrete)
+    own = hierarchy(model)
+    with torch.no_grad():
+        own.worker.slow_q.layers[-1].weight.zero_()
+    batch = worker_batch()
+    if discrete:
+        batch = batch._replace(action=torch.eye(2)[torch.arange(6) % 2])
+    noise = draw(losses.worker_noise(own.worker, 6))
+    _, metrics = losses.worker_value_loss(own, model, batch, 0.9, noise)
+    latent, goal = batch.next_zg.chunk(2, -1)
+    assert_close(metrics["worker/goal_reward"], own.similarity(latent, goal).mean())
+    assert_close(metrics["worker/value_target"], metrics["worker/goal_reward"])
+    with torch.no_grad():
+        own.worker.slow_q.layers[-1].weight.normal_(std=0.3, generator=generator())
+    ended = losses.worker_value_loss(own, model, worker_batch(terminated=1.0)._replace(action=batch.action), 0.9, noise)[1]
+    going = losses.worker_value_loss(own, model, batch, 0.9, noise)[1]
+    assert_close(ended["worker/value_target"], ended["worker/goal_reward"])
+    assert not torch.isclose(going["worker/value_target"], going["worker/goal_reward"])
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_gradients_reach_their_own_parts_alone(discrete):
+    model = world(discrete)
+    own = hierarchy(model)
+    rows = 6
+    noise = draw(losses.worker_noise(own.worker, rows) | losses.autoencoder_noise(own.goals, rows))
+    noise |= draw(losses.imagination_noise(MANAGER, own, 2, rows))
+    batch = worker_batch()
+    goal_loss, _ = losses.autoencoder_loss(own.goals, latents(rows), torch.ones(rows), torch.ones(()), noise)
+    value_loss, _ = losses.worker_value_loss(own, model, batch, 0.9, noise)
+    policy_loss, _ = losses.worker_policy_loss(own.worker, model, batch, torch.ones(()), 0.01, 1e-4, noise)
+    imagined = losses.imagine(own, model, latents(rows), noise)
+    critic_loss, returns, _ = losses.manager_critic_loss(MANAGER, own, model, imagined)
+    actor_loss, _, _ = losses.manager_actor_loss(MANAGER, own, model, imagined, returns, torch.ones(2), 0.01)
+    expected = {
+        goal_loss: {"goals.encoder", "goals.decoder"},
+        value_loss: {"worker.q"},
+        policy_loss: {"worker.pi"},
+        critic_loss: {"manager.critics"},
+        actor_loss: {"manager.actor"},
+    }
+    for loss, names in expected.items():
+        both = torch.nn.ModuleDict({"world": model, "own": own})
+        named = [(name, value) for name, value in both.named_parameters() if value.requires_grad]
+        found = torch.autograd.grad(loss, [value for _, value in named], allow_unused=True)
+        touched = {".".join(name.split(".")[:3]) for (name, _), part in zip(named, found, strict=True) if part is not None}
+        assert touched == {f"own.{name}" for name in names}
+
+
+def test_imagined_rewards_are_means_over_the_decisions_of_a_goal():
+    model = world(terminates=False)
+    own = hierarchy(model)
+    noise = draw(losses.imagination_noise(MANAGER, own, 2, 5))
+    imagined = losses.imagine(own, model, latents(5), noise)
+    assert imagined.z.shape == (4, 5, 16) and imagined.code.shape == (3, 5, 3, 4) and imagined.reward.shape == (2, 3, 5)
+    assert torch.equal(imagined.cont, torch.ones(3, 5))
+    z, goal, task, novelty = latents(5), own.goals.decode(imagined.code[0]), [], []
+    for eps in noise["manager_worker"][0]:
+        step = model.step(z, own.worker.propose(with_goal(z, goal), eps))
+        z = step.z
+        task.append(step.reward)
+        novelty.append(own.goals.novelty(z))
+    assert_close(imagined.z[1], z)
+    assert_close(imagined.reward[EXTRINSIC, 0], torch.stack(task).mean(0))
+    assert_close(imagined.reward[EXPLORATION, 0], torch.stack(novelty).mean(0))
+
+
+def test_what_lies_behind_an_imagined_end_counts_for_nothing():
+    model = world(terminates=True)
+    own = hierarchy(model)
+    model.cont = lambda z: torch.zeros(z.shape[:-1])
+    noise = draw(losses.imagination_noise(MANAGER, own, 2, 5))
+    imagined = losses.imagine(own, model, latents(5), noise)
+    assert torch.equal(imagined.cont, torch.zeros(3, 5))
+    first = model.step(
+        latents(5), own.worker.propose(with_goal(latents(5), own.goals.decode(imagined.code[0])), noise["manager_worker"][0, 0])
+    )
+    assert_close(imagined.reward[EXTRINSIC, 0], first.reward / 4)
+    _, returns, _ = losses.manager_critic_loss(MANAGER, own, model, imagined)
+    assert_close(returns[EXTRINSIC, 0], imagined.reward[EXTRINSIC, 0])
+
+
+def test_the_manager_learns_which_goal_pays():
+    """A bandit: class 0 of the first code returns 1, the others nothing."""
+    model = world()
+    own = hierarchy(model)
+    config = ManagerConfig(goal_interval=1, imagined_goals=1, ent_coef=1e-3, intrinsic_coef=0.0)
+    optimizer, z = torch.optim.Adam(own.manager.actor.parameters(), 3e-3), latents(64)
+    stream = NoiseStream(1, "bandit")
+    for _ in range(150):
+        noise = stream.draw(losses.imagination_noise(config, own, 2, 64))
+        imagined = losses.imagine(own, model, z, noise)
+        returns = torch.stack((imagined.code[..., 0, 0], torch.zeros(1, 64)))
+        loss, _, metrics = losses.manager_actor_loss(config, own, model, imagined, returns, torch.ones(2), 0.01)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    probs = own.manager.log_probs(z).exp()
+    assert probs[:, 0, 0].mean() > 0.9 and probs[:, 1:].amax(-1).mean() < 0.8
+    assert metrics["manager/entropy"] > 1.0

@@ -1,0 +1,186 @@
+"""Director (Hafner, Lee, Fischer, Abbeel 2022, "Deep Hierarchical Planning from Pixels") on the world model of TD-MPC2."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worldmpc.agents.planning import plan_output, plan_replay
+from worldmpc.agents.tdmpc2 import TDMPC2
+from worldmpc.config import RunConfig, goal_weight, seed_decisions, too_long_interval
+from worldmpc.data.source import ReplaySource
+from worldmpc.functional import CapturedByShape, maybe_compile, tree_map
+from worldmpc.learners.hierarchy import HierarchyLearner
+from worldmpc.learners.objectives import Objectives
+from worldmpc.models.goal_directed import GoalDirected, with_goal
+from worldmpc.models.hierarchy import Hierarchy
+from worldmpc.models.packing import constant_parameters
+from worldmpc.noise import NoiseSpec, NoiseStream
+from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, Noise, PlanResult, PlanState, SequenceBatch
+
+
+class DirectorCarry(NamedTuple):
+    """What Director remembers between two decisions, one entry per environment."""
+
+    plan: PlanState
+    goal: Tensor  # [E, Z]
+    code: Tensor  # [E, L] classes of the goal's codes, as float
+    left: Tensor  # [E] int64 decisions until the next goal
+
+
+class Director:
+    """A manager that sets goals in the latent space every so many decisions, and a worker that plans towards them.
+
+    The world model, its policy and its critics are those of TD-MPC2 and learn as they do there, from what the worker does.
+
+    Args:
+        config: the run's configuration.
+        spec: what the environments said about themselves.
+        device: where to act and learn.
+        total_updates: length of the learning-rate schedule.
+
+    Raises:
+        ConfigError: goals that last longer than an episode.
+    """
+
+    def __init__(self, config: RunConfig, spec: EnvSpec, device: torch.device | str = "cpu", total_updates: int = 1) -> None:
+        self.interval = config.manager.goal_interval
+        if spec.episode_length is not None and self.interval > spec.episode_length:
+            raise too_long_interval(self.interval, spec.episode_length)
+        self.flat = TDMPC2(config, spec, device, total_updates)
+        self.config, self.spec, self.device, self.discount = config, spec, self.flat.device, self.flat.discount
+        self.hierarchy = Hierarchy(config.goal_vae, config.manager, config.worker, self.flat.model, config.seed).to(self.device)
+        self.model = nn.ModuleDict({"world": self.flat.model, "director": self.hierarchy})
+        weights = goal_weight(config.worker), config.worker.task_weight
+        self.planning = GoalDirected(self.flat.model, self.hierarchy.worker, self.hierarchy.similarity, *weights)
+        self.streams = {name: NoiseStream(config.seed, "director", name, device=self.device) for name in ("goals", "update")}
+        self.learner = HierarchyLearner(config, self.hierarchy, self.flat.model, self.streams["update"], total_updates)
+        self._plan = maybe_compile(self._refine, config.compile)
+        how = {name: functools.partial(self._decide, explore=name == "explore") for name in ("explore", "eval")}
+        self._verbs: dict[str, Callable[..., Any]] = {
+            name: CapturedByShape(verb) if config.cuda_graph else verb for name, verb in how.items()
+        }
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """How it can act; ``prior`` is the worker's policy, or the task's without one, under the manager's most likely goals."""
+        return self.flat.modes
+
+    @property
+    def updates(self) -> int:
+        """Updates so far."""
+        return self.flat.updates
+
+    @property
+    def objectives(self) -> Objectives:
+        """What the world model and the task's policy learn."""
+        return self.flat.objectives
+
+    def init_carry(self, num_envs: int) -> DirectorCarry:
+        """Return the carry of ``num_envs`` fresh episodes, in which a goal is due at once."""
+        plan, codes = self.flat.init_carry(num_envs).plan, self.config.goal_vae.n_latents
+        goal = torch.zeros(num_envs, self.flat.model.latent_dim, device=self.device)
+        code, left = torch.zeros(num_envs, codes, device=self.device), torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        return DirectorCarry(plan, goal, code, left)
+
+    @torch.no_grad()
+    def act(self, carry: DirectorCarry, obs: Tensor, mode: Mode, goal: Tensor | Literal["manager"] | None = "manager") -> ActOutput:
+        """Choose actions: [E, O] -> [E, A] in [-1, 1], or one-hot.
+
+        Args:
+            carry: of the episodes under way.
+            obs: [E, O].
+            mode: explore, eval, or prior (policies alone); only exploring the manager's goals are drawn at random.
+            goal: the manager's; or latents [E, Z] to go to in their place; or None, which is TD-MPC2.
+        """
+        obs = obs.to(self.device)
+        if goal is None:
+            output = self.flat.act(Carry(carry.plan), obs, mode)
+            return output._replace(carry=carry._replace(plan=output.carry.plan))
+        noise = self._noise(len(obs), mode)
+        if isinstance(goal, Tensor):
+            carry = carry._replace(goal=goal.to(self.device), code=torch.full_like(carry.code, torch.nan), left=torch.ones_like(carry.left))
+        if mode == "prior" or not self.config.planner.mpc:
+            carry, action = self._follow_policy(obs, carry, noise)
+            return ActOutput(action, carry, {"goal_code": carry.code}, {})
+        carry, plan = self._verbs["explore" if mode == "explore" else "eval"](obs, carry, noise)
+        output = plan_output(plan)
+        return ActOutput(output.action, carry, {**output.extras, "goal_code": carry.code}, output.metrics)
+
+    def _noise(self, num_envs: int, mode: Mode) -> dict[str, Tensor]:
+        """Draw the noise of one decision; goals are drawn at random where it explores alone."""
+        explores, codes = mode == "explore", (num_envs, self.config.goal_vae.n_latents, self.config.goal_vae.n_classes)
+        plans = mode != "prior" and self.config.planner.mpc
+        specs = self.flat.planner.noise_specs(num_envs) if plans else {"eps": NoiseSpec("normal", (num_envs, self.spec.action_dim))}
+        noise = dict(self.flat.streams.acting(mode).draw(specs))
+        if not plans and not explores:
+            noise["eps"] = torch.zeros_like(noise["eps"])
+        return noise | (self.streams["goals"].draw({"codes": NoiseSpec("normal", codes)}) if explores else {})
+
+    def choose(self, z: Tensor, carry: DirectorCarry, eps: Tensor | None) -> DirectorCarry:
+        """Take new goals where they are due, drawn with noise [E, L, C], or without any the most likely ones: latents [E, Z]."""
+        code, due = self.hierarchy.manager.choose(z, eps), carry.left == 0
+        goal = torch.where(due[:, None], self.hierarchy.goals.decode(code), carry.goal)
+        number = torch.where(due[:, None], code.argmax(-1).to(carry.code.dtype), carry.code)
+        return carry._replace(goal=goal, code=number, left=torch.where(due, self.interval, carry.left) - 1)
+
+    def _decide(self, obs: Tensor, carry: DirectorCarry, noise: Noise, explore: bool) -> tuple[DirectorCarry, PlanResult]:
+        with constant_parameters(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.planner.precision == "bf16"):
+            z = self.flat.model.encode(obs)
+            carry = self.choose(z, carry, noise.get("codes"))
+            plan = self._plan(with_goal(z, carry.goal), carry.plan, noise, explore)
+        return carry._replace(plan=plan.state), plan
+
+    def _refine(self, z: Tensor, state: PlanState, noise: Noise, explore: bool) -> PlanResult:
+        return self.flat.planner.plan(self.planning, z, state, noise, explore)
+
+    def _follow_policy(self, obs: Tensor, carry: DirectorCarry, noise: Noise) -> tuple[DirectorCarry, Tensor]:
+        z = self.flat.model.encode(obs)
+        carry = self.choose(z, carry, noise.get("codes"))
+        return carry, self.planning.propose(with_goal(z, carry.goal), noise["eps"])
+
+    def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
+        """Return a replay of windows that are long enough for a goal, with what plans and goals leave in it."""
+        config, window = self.config, max(self.config.window, self.interval)
+        extras = {"goal_code": (config.goal_vae.n_latents,)}
+        replay = plan_replay(config, self.spec, num_envs, self.device, window, extras)
+        first = seed_decisions(config, self.spec.episode_length)
+        return ReplaySource(replay, config.loss.batch_size, config.train.utd, first, generator)
+
+    def update(self, batch: SequenceBatch) -> Metrics:
+        """Do one update: of the world model on the windows' first steps as TD-MPC2 does, then of goals, worker and manager."""
+        metrics = self.flat.update(first_steps(batch, self.config.window))
+        metrics |= {f"worker/{name}": metrics[name] for name in ("consistency_loss", "reward_loss")}
+        metrics |= self.learner.update(batch)
+        return metrics | {"skipped_updates": metrics["skipped_updates"] + self.learner.skipped}
+
+    def reset_eval_noise(self, *index: int) -> None:
+        """Start the evaluation stream anew."""
+        self.flat.reset_eval_noise(*index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return parameters, optimisers, running scales, counters and random streams."""
+        flat = self.flat.state_dict()
+        own = {"goals": self.streams["goals"].state_dict(), "update": self.streams["update"].state_dict()}
+        streams = {"flat": flat.pop("streams"), **own}
+        flat.pop("model")
+        return {"model": dict(self.model.state_dict()), "flat": flat, "learner": self.learner.state_dict(), "streams": streams}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        world = {name.removeprefix("world."): value for name, value in state["model"].items() if name.startswith("world.")}
+        self.model.load_state_dict(state["model"])
+        self.flat.load_state_dict({**state["flat"], "model": world, "streams": state["streams"]["flat"]})
+        self.learner.load_state_dict(state["learner"])
+        for name, stream in self.streams.items():
+            stream.load_state_dict(state["streams"][name])
+
+
+def first_steps(batch: SequenceBatch, steps: int) -> SequenceBatch:
+    """Return the first steps of windows: [T, B, ...] -> [steps, B, ...], observations [steps + 1, B, *O]."""
+    rest = tree_map(lambda part: part[:steps], batch)
+    return rest._replace(obs=batch.obs[: steps + 1])

@@ -1,0 +1,156 @@
+"""One update of Director's own networks: goal autoencoder, worker, manager. The world model is read and stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldmpc import losses
+from worldmpc.config import RunConfig
+from worldmpc.functional import Captured, maybe_compile
+from worldmpc.learners.descent import Descent
+from worldmpc.models.goal_directed import with_goal
+from worldmpc.models.hierarchy import Hierarchy
+from worldmpc.models.value_based import polyak
+from worldmpc.models.world_model import WorldModel
+from worldmpc.noise import NoiseStream
+from worldmpc.types import Metrics, Noise, SequenceBatch
+
+
+class HierarchyLearner:
+    """Learns goals and worker in every update, the manager in every ``manager.update_every``-th one.
+
+    All state is changed in place, so that an update can be captured as a graph.
+
+    Args:
+        config: the run's configuration.
+        hierarchy: the networks.
+        model: the world model, which is read alone.
+        stream: random numbers of the updates.
+        total_updates: length of the learning-rate schedule.
+    """
+
+    def __init__(self, config: RunConfig, hierarchy: Hierarchy, model: WorldModel, stream: NoiseStream, total_updates: int) -> None:
+        self.config, self.hierarchy, self.model, self.stream = config, hierarchy, model, stream
+        rates = {"goals": config.goal_vae.lr / config.optim.lr}
+        rates |= dict.fromkeys(("manager.actor", "manager.critics"), config.manager.lr / config.optim.lr)
+        rates |= {} if hierarchy.worker is None else {"worker.q": 1.0, "worker.pi": 1.0}
+        self.descent = Descent(hierarchy, rates, config, total_updates)
+        device = self.descent.skipped.device
+        self.worker_scale, self.manager_scales = torch.ones((), device=device), torch.ones(2, device=device)
+        self.temperature = torch.ones((), device=device)
+        self.managed: Metrics = {}
+        """Metrics of the manager's last update."""
+        self._losses = {name: maybe_compile(loss, config.compile) for name, loss in _LOSSES.items()}
+        self._steps: dict[str, Callable[..., Metrics]] = {"follow": self.follow, "manage": self.manage}
+        if config.cuda_graph:
+            self._steps = {name: Captured(step) for name, step in self._steps.items()}
+
+    @property
+    def skipped(self) -> Tensor:
+        """How many updates were not applied, in full or in part, []."""
+        return self.descent.skipped.clone()
+
+    @property
+    def updates(self) -> int:
+        """Updates so far."""
+        return self.descent.updates
+
+    def update(self, batch: SequenceBatch) -> Metrics:
+        """Do one update on windows of ``T`` steps, of which the first ``config.window`` teach the worker."""
+        self.descent.begin()
+        self.temperature.fill_(self.hierarchy.goals.temperature(self.updates))
+        manages = self.updates % self.config.manager.update_every == 0
+        noise = self.stream.draw(self.noise_specs(*batch.reward.shape, manages))
+        metrics = self._steps["follow"](batch, noise)
+        if manages:
+            self.managed = self._steps["manage"](batch.obs[0], noise)
+        self.descent.updates += 1
+        return metrics | self.managed
+
+    def noise_specs(self, length: int, batch_size: int, manages: bool) -> dict[str, Any]:
+        """Declare the noise of an update on ``batch_size`` windows of ``length`` steps."""
+        hierarchy, steps = self.hierarchy, self.config.window
+        specs = losses.autoencoder_noise(hierarchy.goals, (length + 1) * batch_size)
+        if hierarchy.worker is not None:
+            specs |= losses.goal_noise(hierarchy.goals, steps, batch_size)
+            specs |= losses.worker_noise(hierarchy.worker, steps * batch_size)
+        if manages:
+            rows = min(self.config.manager.batch_size, batch_size)
+            specs |= losses.imagination_noise(self.config.manager, hierarchy, self.model.action_dim, rows)
+        return specs
+
+    def follow(self, batch: SequenceBatch, noise: Noise) -> Metrics:
+        """Learn goals from all latents of the windows, and the worker from their first steps."""
+        with torch.no_grad():
+            z = self.model.encode(batch.obs)
+        real = torch.cat((torch.ones_like(batch.mask[:1]), batch.mask))
+        loss, metrics = self._losses["goals"](self.hierarchy.goals, z.flatten(0, 1), real.flatten(), self.temperature, noise)
+        _, skip = self.descent.step("goals", loss, torch.zeros_like(self.descent.skipped))
+        self.hierarchy.goals.adapt(metrics["goal_vae/kl"], skip)
+        if self.hierarchy.worker is not None:
+            found, skip = self._work(batch, z, noise, skip)
+            metrics |= found
+        self.descent.skipped += skip
+        return metrics
+
+    def _work(self, batch: SequenceBatch, z: Tensor, noise: Noise, skip: Tensor) -> tuple[Metrics, Tensor]:
+        worker, steps, loss_config = self.hierarchy.worker, self.config.window, self.config.loss
+        assert worker is not None
+        goal = losses.choose_goals(self.config.worker, self.hierarchy.goals, z, batch.extras["goal_code"][:steps], batch.mask, noise)
+        own = losses.WorkerBatch(
+            with_goal(z[:steps], goal).flatten(0, 1),
+            batch.action[:steps].flatten(0, 1),
+            with_goal(z[1 : steps + 1], goal).flatten(0, 1),
+            batch.terminated[:steps].flatten(),
+            batch.mask[:steps].flatten(),
+        )
+        value_loss, metrics = self._losses["value"](self.hierarchy, self.model, own, self.config.worker.gamma, noise)
+        _, skip = self.descent.step("worker.q", value_loss, skip)
+        scale, tau = self.worker_scale, loss_config.tau
+        policy_loss, found = self._losses["policy"](worker, self.model, own, scale, tau, loss_config.entropy_coef, noise)
+        _, skip = self.descent.step("worker.pi", policy_loss, skip)
+        scale.copy_(torch.where(skip > 0, scale, found["worker/pi_scale"]))
+        polyak(worker.slow_q, worker.q, tau * (1 - skip))
+        return metrics | found, skip
+
+    def manage(self, obs: Tensor, noise: Noise) -> Metrics:
+        """Learn the manager from trajectories imagined from observations [B, O]."""
+        own, manager = self.config.manager, self.hierarchy.manager
+        with torch.no_grad():
+            z = self.model.encode(obs[: noise["manager_codes"].shape[1]])
+        imagined = self._losses["imagine"](self.hierarchy, self.model, z, noise)
+        critic_loss, returns, metrics = self._losses["critics"](own, self.hierarchy, self.model, imagined)
+        scales, tau = self.manager_scales, self.config.loss.tau
+        actor_loss, new, found = self._losses["actor"](own, self.hierarchy, self.model, imagined, returns, scales, tau)
+        _, skip = self.descent.step("manager.actor", actor_loss, torch.zeros_like(self.descent.skipped))
+        _, skip = self.descent.step("manager.critics", critic_loss, skip)
+        scales.copy_(torch.where(skip > 0, scales, new))
+        polyak(manager.slow_critics, manager.critics, own.tau * (1 - skip))
+        self.descent.skipped += skip
+        return metrics | found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return optimisers, running scales and counter; the parameters belong to the agent's model."""
+        scales = {"worker_scale": self.worker_scale, "manager_scales": self.manager_scales}
+        return {**self.descent.state_dict(), **scales, "managed": dict(self.managed)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.descent.load_state_dict(state)
+        self.worker_scale.copy_(state["worker_scale"])
+        self.manager_scales.copy_(state["manager_scales"])
+        self.managed = dict(state["managed"])
+
+
+_LOSSES: dict[str, Callable[..., Any]] = {
+    "goals": losses.autoencoder_loss,
+    "value": losses.worker_value_loss,
+    "policy": losses.worker_policy_loss,
+    "imagine": losses.imagine,
+    "critics": losses.manager_critic_loss,
+    "actor": losses.manager_actor_loss,
+}

@@ -1,0 +1,289 @@
+"""Objectives of Director: goal autoencoder, worker, manager (Hafner et al. 2022, "Deep Hierarchical Planning from Pixels").
+
+The world model is read by all of them, and changed by none.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldmpc.config import ManagerConfig, WorkerConfig
+from worldmpc.losses.policy import update_scale
+from worldmpc.models.goal_autoencoder import GoalAutoencoder
+from worldmpc.models.goal_directed import with_goal
+from worldmpc.models.hierarchy import EXPLORATION, EXTRINSIC, Hierarchy, Worker
+from worldmpc.models.world_model import WorldModel
+from worldmpc.noise import NoiseSpec
+from worldmpc.types import Metrics, Noise
+
+LEAST_RANGE = (1.0, 0.01)
+"""Least range of returns that advantages are divided by: of the task's as in TD-MPC2, of the much smaller ones of exploration."""
+
+
+def autoencoder_noise(goals: GoalAutoencoder, rows: int) -> dict[str, NoiseSpec]:
+    """Declare the noise of :func:`autoencoder_loss`."""
+    return {"goal_codes": NoiseSpec("normal", (rows, goals.codes, goals.classes))}
+
+
+def autoencoder_loss(goals: GoalAutoencoder, z: Tensor, real: Tensor, temperature: Tensor, noise: Noise) -> tuple[Tensor, Metrics]:
+    """Cross-entropy of reconstructed latents, summed over groups, plus the weighted divergence of their codes from uniform ones.
+
+    Args:
+        goals: the autoencoder.
+        z: [N, Z] latents of the replay, without gradient.
+        real: [N] 1 where there is a latent, else 0.
+        temperature: [] of Gumbel-softmax codes.
+        noise: tensors of :func:`autoencoder_noise`.
+
+    Returns:
+        The loss [], and metrics: ``recon_loss`` is the mean over groups in nats, which ``marginal_entropy``, that of the mean latent,
+        bounds for codes that say nothing; ``perplexity`` is the mean over codes of how many of their classes are in use.
+    """
+    log_probs = goals.log_probs(z)
+    code = goals.sample(log_probs, noise["goal_codes"], temperature)
+    weight = real / real.sum().clamp(min=1)
+    recon = (goals.cross_entropy(z, goals.decode(code)) * weight).sum()
+    kl = (goals.kl(log_probs) * weight).sum()
+    loss = recon * (z.shape[-1] // goals.group_dim) + goals.beta * kl
+    with torch.no_grad():
+        usage = (log_probs.exp() * weight[:, None, None]).sum(0)
+        metrics = {
+            "goal_vae/total_loss": loss,
+            "goal_vae/recon_loss": recon,
+            "goal_vae/marginal_entropy": goals.entropy((z * weight[:, None]).sum(0)),
+            "goal_vae/latent_entropy": (goals.entropy(z) * weight).sum(),
+            "goal_vae/kl": kl,
+            "goal_vae/beta": goals.beta.clone(),
+            "goal_vae/temperature": temperature,
+            "goal_vae/perplexity": (-(usage * usage.clamp(min=1e-12).log()).sum(-1)).exp().mean(),
+        }
+    return loss, {name: value.detach() for name, value in metrics.items()}
+
+
+class WorkerBatch(NamedTuple):
+    """Replayed steps, each with a goal."""
+
+    zg: Tensor  # [N, 2 Z] latent and goal
+    action: Tensor  # [N, A]
+    next_zg: Tensor  # [N, 2 Z]
+    terminated: Tensor  # [N]
+    real: Tensor  # [N] 1 where the step is real, else 0
+
+
+def goal_noise(goals: GoalAutoencoder, length: int, batch_size: int) -> dict[str, NoiseSpec]:
+    """Declare the noise of :func:`choose_goals`."""
+    uniform = {name: NoiseSpec("uniform", (length, batch_size)) for name in ("goal_kind", "goal_future")}
+    return uniform | {"goal_random": NoiseSpec("normal", (length, batch_size, goals.codes, goals.classes))}
+
+
+@torch.no_grad()
+def choose_goals(config: WorkerConfig, goals: GoalAutoencoder, z: Tensor, codes: Tensor, mask: Tensor, noise: Noise) -> Tensor:
+    """Choose a goal for every replayed step: the manager's at the time, a future latent of the window, or that of random codes.
+
+    Args:
+        config: shares of the three.
+        goals: decodes the codes as they mean now.
+        z: [T+1, B, Z] latents of whole windows.
+        codes: [H, B, L] classes of the manager's goals at the first H steps, NaN where there was none: random codes stand for it.
+        mask: [T, B] 1 where a step is real.
+        noise: tensors of :func:`goal_noise`.
+
+    Returns:
+        [H, B, Z].
+    """
+    length, kind = len(codes), noise["goal_kind"]
+    from_manager, from_future, _ = config.goals
+    last = mask.sum(0)  # [B] index of the last real latent
+    now = torch.arange(length, device=z.device, dtype=mask.dtype)[:, None]
+    ahead = (now + 1 + (noise["goal_future"] * (last - now)).floor()).clamp(max=len(mask)).long()
+    future = z.gather(0, ahead.minimum(last.long().clamp(min=0))[..., None].expand(-1, -1, z.shape[-1]))
+    known = codes.isfinite().all(-1)
+    one_hot = torch.nn.functional.one_hot(codes.nan_to_num().long(), goals.classes).to(z.dtype)
+    random = torch.nn.functional.one_hot(noise["goal_random"].argmax(-1), goals.classes).to(z.dtype)
+    of_manager = known & (kind < from_manager)
+    decoded = goals.decode(torch.where(of_manager[..., None, None], one_hot, random))
+    return torch.where(((kind >= from_manager) & (kind < from_manager + from_future))[..., None], future, decoded)
+
+
+def worker_noise(worker: Worker, rows: int) -> dict[str, NoiseSpec]:
+    """Declare the noise of :func:`worker_value_loss` and :func:`worker_policy_loss`."""
+    if worker.discrete:
+        return {}
+    return {name: NoiseSpec("normal", (rows, worker.action_dim)) for name in ("worker_next", "worker_policy")}
+
+
+def worker_value_loss(hierarchy: Hierarchy, model: WorldModel, batch: WorkerBatch, gamma: float, noise: Noise) -> tuple[Tensor, Metrics]:
+    """Two-hot cross-entropy of all critics against goal reward plus discounted minimum of the slow ones, mean over real steps -> []."""
+    worker = hierarchy.worker
+    assert worker is not None
+    with torch.no_grad():
+        latent, goal = batch.next_zg.chunk(2, -1)
+        reward = hierarchy.similarity(latent, goal)
+        target = reward + gamma * (1 - batch.terminated) * _slow_value(worker, model, batch.next_zg, noise)
+    share = batch.real / batch.real.sum().clamp(min=1)
+    loss = (model.two_hot.loss(worker.q_logits(batch.zg, batch.action), target).mean(0) * share).sum()
+    metrics = {"goal_reward": (reward * share).sum(), "value_target": (target * share).sum(), "value_loss": loss.detach()}
+    return loss, {f"worker/{name}": value for name, value in metrics.items()}
+
+
+def _slow_value(worker: Worker, model: WorldModel, zg: Tensor, noise: Noise) -> Tensor:
+    decode = model.two_hot.decode
+    if worker.discrete:
+        return (worker.probs(zg) * decode(worker.choice_logits(zg, slow=True)).amin(0)).sum(-1)
+    return decode(worker.q_logits(zg, worker.propose(zg, noise["worker_next"]), slow=True)).amin(0)
+
+
+def worker_policy_loss(
+    worker: Worker, model: WorldModel, batch: WorkerBatch, scale: Tensor, tau: float, entropy_coef: float, noise: Noise
+) -> tuple[Tensor, Metrics]:
+    """Minus values of the policy's actions over their running range, minus entropy, mean over real steps -> [].
+
+    Of one-hot actions values are expected over all of them. ``worker/pi_scale`` is the new running range.
+    """
+    share = batch.real / batch.real.sum().clamp(min=1)
+    if worker.discrete:
+        with torch.no_grad():
+            values = model.two_hot.decode(worker.choice_logits(batch.zg)).mean(0)
+        log_probs = torch.log_softmax(worker.pi(batch.zg), -1)
+        expected = (log_probs.exp() * values).sum(-1)
+        scale = update_scale(scale, expected.detach(), tau)
+        best = torch.softmax(values / (scale * max(entropy_coef, 1e-6)), -1)  # what the objective is largest at
+        loss, entropy = (-(best * log_probs).sum(-1) * share).sum(), -(log_probs.exp() * log_probs).sum(-1)
+    else:
+        sample = worker.policy(batch.zg, noise["worker_policy"])
+        values = model.two_hot.decode(worker.q_logits(batch.zg, sample.action, frozen=True)).mean(0)
+        scale = update_scale(scale, values.detach(), tau)
+        loss, entropy = (-(values / scale + entropy_coef * sample.scaled_entropy) * share).sum(), sample.entropy
+    metrics = {"pi_loss": loss.detach(), "pi_scale": scale, "pi_entropy": (entropy.detach() * share).sum()}
+    return loss, {f"worker/{name}": value for name, value in metrics.items()}
+
+
+class Imagined(NamedTuple):
+    """Trajectories over ``M`` goals of the manager's, imagined with the present worker; without gradient."""
+
+    z: Tensor  # [M+1, N, Z] latents where goals are chosen, and the last one
+    code: Tensor  # [M, N, L, C] one-hot
+    reward: Tensor  # [2, M, N] of task and of exploration: means over the decisions of a goal
+    cont: Tensor  # [M, N] probability that the episode goes on until the next goal
+
+
+def imagination_noise(config: ManagerConfig, hierarchy: Hierarchy, action_dim: int, rows: int) -> dict[str, NoiseSpec]:
+    """Declare the noise of :func:`imagine`."""
+    goals, codes = config.imagined_goals, (hierarchy.manager.codes, hierarchy.manager.classes)
+    return {
+        "manager_codes": NoiseSpec("normal", (goals, rows, *codes)),
+        "manager_worker": NoiseSpec("normal", (goals, config.goal_interval, rows, action_dim)),
+    }
+
+
+@torch.no_grad()
+def imagine(hierarchy: Hierarchy, model: WorldModel, z: Tensor, noise: Noise) -> Imagined:
+    """Follow the manager's goals with the worker's policy (the task's, without one) through the world model.
+
+    A goal's reward is the mean over its decisions, each weighted by the probability that the episode has got so far, that of the task
+    predicted, that of exploration what the goal autoencoder loses of the latents reached.
+
+    Args:
+        hierarchy: manager, worker and goal autoencoder.
+        model: the world model.
+        z: [N, Z] where to begin.
+        noise: tensors of :func:`imagination_noise`.
+    """
+    goals, worker = hierarchy.goals, hierarchy.worker
+    zs, codes, rewards, conts = [z], [], [], []
+    for eps_code, eps_action in zip(noise["manager_codes"], noise["manager_worker"], strict=True):
+        code = hierarchy.manager.choose(z, eps_code)
+        goal, weight, reached, task = goals.decode(code), torch.ones_like(z[..., 0]), [], []
+        weights = []
+        for eps in eps_action:
+            action = model.propose(z, eps) if worker is None else worker.propose(with_goal(z, goal), eps)
+            step = model.step(z, action)
+            z = step.z
+            reached.append(z)
+            task.append(step.reward)
+            weights.append(weight)
+            weight = weight * step.cont
+        share = torch.stack(weights) / len(weights)
+        novelty = goals.novelty(torch.stack(reached))
+        rewards.append(torch.stack(((torch.stack(task) * share).sum(0), (novelty * share).sum(0))))
+        zs.append(z)
+        codes.append(code)
+        conts.append(weight)
+    return Imagined(torch.stack(zs), torch.stack(codes), torch.stack(rewards, 1), torch.stack(conts))
+
+
+def lambda_returns(reward: Tensor, cont: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+    """R_m = r_m + gamma c_m ((1 - lambda) V_(m+1) + lambda R_(m+1)), R_M = V_M: [..., M, N], [M, N], [..., M+1, N] -> [..., M, N]."""
+    steps, found, following = reward.shape[-2], [], values[..., -1, :]
+    for index in reversed(range(steps)):
+        bootstrap = torch.lerp(values[..., index + 1, :], following, lam)
+        following = reward[..., index, :] + gamma * cont[index] * bootstrap
+        found.append(following)
+    return torch.stack(found[::-1], -2)
+
+
+def reaching(cont: Tensor) -> Tensor:
+    """Probability that the episode has got as far as each goal: [M, N] -> [M, N]."""
+    return torch.cat((torch.ones_like(cont[:1]), cont[:-1])).cumprod(0)
+
+
+def manager_critic_loss(
+    config: ManagerConfig, hierarchy: Hierarchy, model: WorldModel, imagined: Imagined
+) -> tuple[Tensor, Tensor, Metrics]:
+    """Two-hot cross-entropy of both critics against lambda-returns of the slow ones -> loss [], returns [2, M, N], metrics."""
+    manager, two_hot = hierarchy.manager, model.two_hot
+    with torch.no_grad():
+        values = two_hot.decode(manager.slow_critics(imagined.z))  # [2, M+1, N]
+        returns = lambda_returns(imagined.reward, imagined.cont, values, config.gamma, config.lam)
+    loss = (two_hot.loss(manager.critics(imagined.z[:-1]), returns) * reaching(imagined.cont)).mean((1, 2)).sum()
+    metrics = {
+        "critic_loss": loss.detach(),
+        "return_mean": returns[EXTRINSIC].mean(),
+        "exploration_return_mean": returns[EXPLORATION].mean(),
+        "value_mean": values[EXTRINSIC].mean(),
+        "exploration_reward": imagined.reward[EXPLORATION].mean(),
+        "reward": imagined.reward[EXTRINSIC].mean(),
+    }
+    return loss, returns, {f"manager/{name}": value for name, value in metrics.items()}
+
+
+def manager_actor_loss(
+    config: ManagerConfig, hierarchy: Hierarchy, model: WorldModel, imagined: Imagined, returns: Tensor, scales: Tensor, tau: float
+) -> tuple[Tensor, Tensor, Metrics]:
+    """REINFORCE with the critics as baselines, each return divided by its own running range, minus entropy.
+
+    Args:
+        config: weights of exploration and entropy.
+        hierarchy: its manager learns.
+        model: decodes values.
+        imagined: what happened.
+        returns: [2, M, N].
+        scales: [2] running ranges before this update.
+        tau: their rate.
+
+    Returns:
+        The loss [], the new running ranges [2], and metrics.
+    """
+    manager = hierarchy.manager
+    with torch.no_grad():
+        new = [update_scale(scale, own.flatten(), tau, least) for scale, own, least in zip(scales, returns, LEAST_RANGE, strict=True)]
+        scales = torch.stack(new)
+        apart = (returns - model.two_hot.decode(manager.critics(imagined.z[:-1]))) / scales[:, None, None]
+        advantage = apart[EXTRINSIC] + config.intrinsic_coef * apart[EXPLORATION]
+        weight = reaching(imagined.cont)
+    log_probs = manager.log_probs(imagined.z[:-1])  # [M, N, L, C]
+    entropy = -(log_probs.exp() * log_probs).sum((-1, -2))
+    taken = (log_probs * imagined.code).sum((-1, -2))
+    loss = -((advantage * taken + config.ent_coef * entropy) * weight).mean()
+    metrics = {
+        "actor_loss": loss.detach(),
+        "entropy": entropy.detach().mean(),
+        "advantage": advantage.mean(),
+        "advantage_std": advantage.std(),
+        "return_scale": scales[EXTRINSIC],
+        "exploration_scale": scales[EXPLORATION],
+    }
+    return loss, scales, {f"manager/{name}": value for name, value in metrics.items()}

@@ -1,0 +1,94 @@
+"""A world model together with a goal, for planners: latent and goal beside each other are the state, and the goal stays."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from worldmpc.models.hierarchy import Worker
+from worldmpc.models.similarity import Similarity
+from worldmpc.models.world_model import WorldModel
+from worldmpc.types import ModelStep
+
+
+class GoalDirected:
+    """Satisfies :class:`worldmpc.types.Model` for states [..., 2 Z]; its reward is that of the task and that of the goal, weighted.
+
+    Args:
+        model: the world model.
+        worker: proposes actions and values goals; None: both are the world model's own, and the goal is a bonus to rewards alone.
+        similarity: goal reward of the latent that a step leads to.
+        goal_weight: of the goal reward.
+        task_weight: of the task's reward.
+    """
+
+    def __init__(self, model: WorldModel, worker: Worker | None, similarity: Similarity, goal_weight: float, task_weight: float) -> None:
+        self.model, self.worker, self.similarity = model, worker, similarity
+        self.goal_weight, self.task_weight = goal_weight, task_weight
+        self.num_particles: int = getattr(model, "num_particles", 1)
+        if model.discrete:
+            self.action_probs = self._action_probs
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """[..., O] -> [..., Z], without a goal: see :func:`with_goal`."""
+        return self.model.encode(obs)
+
+    def step(self, z: Tensor, action: Tensor) -> ModelStep:
+        """[..., 2 Z], [..., A] -> z [..., 2 Z], reward [...], cont [...]."""
+        latent, goal = z.chunk(2, -1)
+        step = self.model.step(latent, action)
+        return ModelStep(with_goal(step.z, goal), self._reward(step.reward, step.z, goal), step.cont)
+
+    def next(self, z: Tensor, action: Tensor) -> Tensor:
+        """[..., 2 Z], [..., A] -> [..., 2 Z]."""
+        latent, goal = z.chunk(2, -1)
+        return with_goal(self.model.next(latent, action), goal)
+
+    def rollout(self, z: Tensor, actions: Tensor) -> ModelStep:
+        """Imagine whole sequences: [..., 2 Z], [H, ..., A] -> z [H+1, ..., 2 Z], reward [H, ...], cont [H, ...]."""
+        latent, goal = z.chunk(2, -1)
+        steps = self.model.rollout(latent, actions)
+        return ModelStep(with_goal(steps.z, goal), self._reward(steps.reward, steps.z[1:], goal), steps.cont)
+
+    def propose(self, z: Tensor, eps: Tensor) -> Tensor:
+        """Sample of the worker's policy; half of several candidates are the task policy's where the task counts: [..., 2 Z] -> [..., A]."""
+        if self.worker is None:
+            return self.model.propose(z.chunk(2, -1)[0], eps)
+        half = z.shape[-2] // 2 if self.task_weight and z.dim() > 1 else 0
+        if not half:
+            return self.worker.propose(z, eps)
+        states, noise = (part.split((half, z.shape[-2] - half), -2) for part in (z, eps))
+        return torch.cat((self.model.propose(states[0].chunk(2, -1)[0], noise[0]), self.worker.propose(states[1], noise[1])), -2)
+
+    def terminal_value(self, z: Tensor, eps: Tensor, critics: Tensor) -> Tensor:
+        """Values of task and goal, weighted as rewards are: [..., 2 Z], [..., A], [2] -> [...]."""
+        latent = z.chunk(2, -1)[0]
+        value = latent.new_zeros(latent.shape[:-1])
+        if self.task_weight:
+            value = value + self.task_weight * self.model.terminal_value(latent, eps, critics)
+        if self.worker is not None and self.goal_weight:
+            value = value + self.goal_weight * self.goal_value(z, eps)
+        return value
+
+    def goal_value(self, z: Tensor, eps: Tensor) -> Tensor:
+        """Mean of the worker's critics, at a sampled action or expected over choices: [..., 2 Z], [..., A] -> [...]."""
+        worker, decode = self.worker, self.model.two_hot.decode
+        assert worker is not None
+        if worker.discrete:
+            return (worker.probs(z) * decode(worker.choice_logits(z)).mean(0)).sum(-1)
+        return decode(worker.q_logits(z, worker.propose(z, eps))).mean(0)
+
+    def _reward(self, task: Tensor, latent: Tensor, goal: Tensor) -> Tensor:
+        return self.task_weight * task + self.goal_weight * self.similarity(latent, goal)
+
+    def _action_probs(self, z: Tensor) -> Tensor:
+        """Probabilities of one-hot actions, of worker and task in equal parts where the task counts: [..., 2 Z] -> [..., A]."""
+        task = torch.softmax(self.model.pi(z.chunk(2, -1)[0]), -1)
+        if self.worker is None:
+            return task
+        return (task + self.worker.probs(z)) / 2 if self.task_weight else self.worker.probs(z)
+
+
+def with_goal(z: Tensor, goal: Tensor) -> Tensor:
+    """Latent and goal beside each other: [..., Z], [..., Z] (or fewer leading dimensions) -> [..., 2 Z]."""
+    return torch.cat((z, goal.expand(z.shape)), -1)

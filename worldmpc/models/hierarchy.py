@@ -1,0 +1,124 @@
+"""Director's networks beside the world model: goal autoencoder, manager, worker."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from worldmpc.config import GoalVAEConfig, ManagerConfig, WorkerConfig
+from worldmpc.models import heads
+from worldmpc.models.goal_autoencoder import GoalAutoencoder, mixed
+from worldmpc.models.nets import MLP, EnsembleMLP, init_weights
+from worldmpc.models.similarity import make_similarity
+from worldmpc.models.world_model import WorldModel
+from worldmpc.noise import derive_seed, gumbel
+from worldmpc.types import PolicySample
+
+EXTRINSIC, EXPLORATION = 0, 1
+"""Places of the manager's two critics."""
+
+
+class Manager(nn.Module):
+    """Chooses the codes of goals, and values latents by task and by exploration apart.
+
+    Args:
+        latent_dim: width of the latent, Z.
+        codes: of a goal, L.
+        classes: of each code, C.
+        hidden_dim: of the hidden layers.
+        num_bins: of the two-hot values, K.
+        unimix: share of the uniform distribution in that of each code.
+    """
+
+    def __init__(self, latent_dim: int, codes: int, classes: int, hidden_dim: int, num_bins: int, unimix: float) -> None:
+        super().__init__()
+        self.codes, self.classes, self.unimix = codes, classes, unimix
+        hidden = [hidden_dim] * 2
+        self.actor = MLP(latent_dim, hidden, codes * classes)
+        self.critics = EnsembleMLP(2, latent_dim, hidden, num_bins)
+        self.slow_critics = copy.deepcopy(self.critics).requires_grad_(False)
+
+    def log_probs(self, z: Tensor) -> Tensor:
+        """Log-probabilities of the codes to choose: [..., Z] -> [..., L, C]."""
+        return mixed(self.actor(z).unflatten(-1, (self.codes, self.classes)), self.unimix)
+
+    def choose(self, z: Tensor, eps: Tensor | None) -> Tensor:
+        """Codes, sampled with normal noise [..., L, C], or without any the most likely ones: [..., Z] -> one-hot [..., L, C]."""
+        log_probs = self.log_probs(z)
+        return heads.one_hot_argmax(log_probs if eps is None else log_probs + gumbel(eps))
+
+
+class Worker(nn.Module):
+    """Acts towards goals: a policy prior and values of goal rewards; inputs are latent and goal beside each other, [..., 2 Z].
+
+    Args:
+        model: the world model, whose kinds of actions and bins are these.
+        num_q: critics.
+    """
+
+    def __init__(self, model: WorldModel, num_q: int) -> None:
+        super().__init__()
+        self.discrete, self.action_dim, self.num_q = model.discrete, model.action_dim, num_q
+        self.log_std = model.config.log_std_min, model.config.log_std_max
+        width, hidden = 2 * model.latent_dim, [model.hidden_dim] * 2
+        self.pi = MLP(width, hidden, model.action_dim if model.discrete else 2 * model.action_dim)
+        self.q = EnsembleMLP(num_q, width + model.action_dim, hidden, model.two_hot.num_bins)
+        self.slow_q = copy.deepcopy(self.q).requires_grad_(False)
+
+    def policy(self, zg: Tensor, eps: Tensor) -> PolicySample:
+        """Policy with its densities, of Box actions: [..., 2 Z], [..., A] -> fields [..., A] and [...]."""
+        return heads.squashed_gaussian(self.pi(zg), eps, *self.log_std)
+
+    def propose(self, zg: Tensor, eps: Tensor) -> Tensor:
+        """Sample of the policy, its mode where ``eps`` is 0: [..., 2 Z], [..., A] -> [..., A]."""
+        if self.discrete:
+            return heads.one_hot_argmax(self.pi(zg) + gumbel(eps))
+        mean, log_std = heads.split_gaussian(self.pi(zg), *self.log_std)
+        return torch.tanh(mean + eps * log_std.exp())
+
+    def probs(self, zg: Tensor) -> Tensor:
+        """Probabilities of one-hot actions: [..., 2 Z] -> [..., A]."""
+        return torch.softmax(self.pi(zg), -1)
+
+    def q_logits(self, zg: Tensor, action: Tensor, slow: bool = False, frozen: bool = False) -> Tensor:
+        """Two-hot logits of all critics: [..., 2 Z], [..., A] -> [Q, ..., K]."""
+        return (self.slow_q if slow else self.q)(zg, action, frozen=frozen)
+
+    def choice_logits(self, zg: Tensor, slow: bool = False) -> Tensor:
+        """Two-hot logits of all critics for every choice: [..., 2 Z] -> [Q, ..., A, K]."""
+        choices = torch.eye(self.action_dim, device=zg.device, dtype=zg.dtype).expand(*zg.shape[:-1], -1, -1)
+        return self.q_logits(zg[..., None, :].expand(*choices.shape[:-1], -1), choices, slow)
+
+
+class Hierarchy(nn.Module):
+    """All of Director's own networks. They are drawn from a generator of their own: the world model is what it is without them.
+
+    Args:
+        goals: configuration of the goal autoencoder.
+        manager: of the manager.
+        worker: of the worker.
+        model: the world model in whose latent space they work.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, goals: GoalVAEConfig, manager: ManagerConfig, worker: WorkerConfig, model: WorldModel, seed: int) -> None:
+        super().__init__()
+        latent, width, bins = model.latent_dim, model.hidden_dim, model.two_hot.num_bins
+        with torch.device("meta"):  # where making layers draws nothing
+            autoencoder = GoalAutoencoder(goals, model.config, latent, goals.hidden_dim or width)
+            boss = Manager(latent, goals.n_latents, goals.n_classes, manager.hidden_dim or width, bins, goals.unimix)
+            hand = Worker(model, worker.num_q) if worker.mode == "goal_conditioned" else None
+        self.goals, self.manager, self.worker = autoencoder, boss, hand
+        self.to_empty(device="cpu")
+        generator = torch.Generator().manual_seed(derive_seed(seed, "hierarchy"))
+        init_weights(self, generator)
+        self.goals.reset_beta()
+        self.similarity = make_similarity(worker.similarity, model.config.simnorm_dim, model.config.simnorm_layout == "strided")
+        with torch.no_grad():
+            values = [(self.manager.critics, self.manager.slow_critics)]
+            values += [] if self.worker is None else [(self.worker.q, self.worker.slow_q)]
+            for critics, slow in values:
+                nn.init.zeros_(critics.layers[-1].weight)  # type: ignore[arg-type]
+                slow.load_state_dict(critics.state_dict())
