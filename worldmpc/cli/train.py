@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from worldmpc.cli.errors import INTERRUPTED, report_error
 from worldmpc.cli.words import check_overrides, expand_names
-from worldmpc.config import ConfigError, RunConfig, make_config, merge, nest, preset_values, sweep_overrides
+from worldmpc.config import ConfigError, RunConfig, expand_task, make_config, merge, nest, preset_values, sweep_overrides
 
 _QUIET = [{"override hydra/hydra_logging": "none"}, {"override hydra/job_logging": "none"}]
 _HYDRA = {"run": {"dir": "."}, "output_subdir": None, "job": {"chdir": False, "name": "worldmpc"}, "sweep": {"subdir": "."}}
@@ -133,10 +133,12 @@ def _to_config(composed: DictConfig) -> RunConfig:
         value, key = override.value(), override.key_or_group
         names += [f"{key}.{name}" for name in value] if isinstance(value, dict) else [key]
     raw: Any = OmegaConf.to_container(composed, resolve=False)
-    layers = preset_values(composed.preset, composed.agent, composed.task if "task" in names else None)
+    chosen, settings = expand_task({name: raw[name] for name in ("task", "agent") if name in names})
+    layers = merge(preset_values(composed.preset, chosen.get("agent", composed.agent), chosen.get("task")), settings)
     layered = OmegaConf.create(merge(RunConfig().to_dict(), layers))
     for name in names:
-        OmegaConf.update(layered, name, functools.reduce(operator.getitem, name.split("."), raw), force_add=True)
+        value = chosen[name] if name in chosen else functools.reduce(operator.getitem, name.split("."), raw)
+        OmegaConf.update(layered, name, value, force_add=True)
     given = nest(dict.fromkeys(names))
     return RunConfig.from_dict(OmegaConf.to_container(layered, resolve=True), given)  # type: ignore[arg-type]
 

@@ -8,7 +8,7 @@ imports torch, so that the command line starts fast. A field's ``help`` is the t
 from worldmpc.config.base import ConfigError, lookup, merge, nest
 from worldmpc.config.checks import validate
 from worldmpc.config.hierarchy import GoalVAEConfig, ManagerConfig, WorkerConfig, goal_weight, too_long_interval
-from worldmpc.config.presets import AGENTS, PRESETS, TUNED, preset_values
+from worldmpc.config.presets import AGENTS, NAMED_TASKS, PRESETS, TUNED, expand_task, preset_values
 from worldmpc.config.readers import LATENT, planner_reads
 from worldmpc.config.run import (
     RunConfig,
@@ -57,6 +57,8 @@ __all__ = [
     "ManagerConfig",
     "GoalVAEConfig",
     "AGENTS",
+    "NAMED_TASKS",
+    "expand_task",
     "LATENT",
     "MODEL_SIZES",
     "PRESETS",

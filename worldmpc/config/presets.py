@@ -208,6 +208,39 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
 """Settings of ``preset=tuned``: agent -> task -> values."""
 
 
+NAMED_TASKS: dict[str, dict[str, Any]] = {
+    "director_walker_walk": {
+        "task": "dmc/walker-walk",
+        "agent": "director",
+        "goal_vae": {"n_latents": 8, "n_classes": 8},
+        "manager": {"goal_interval": 8},
+    },
+    "director_humanoid_walk": {
+        "task": "dmc/humanoid-walk",
+        "agent": "director",
+        "goal_vae": {"n_latents": 20, "n_classes": 12},
+        "manager": {"goal_interval": 15},
+    },
+}
+"""Names that stand for a task, an agent and its settings for that task."""
+
+
+def expand_task(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what was given with the task and agent that a name of :data:`NAMED_TASKS` stands for, and the settings that come with it.
+
+    Raises:
+        ConfigError: another agent is asked for.
+    """
+    name = given.get("task")
+    if name not in NAMED_TASKS:
+        return dict(given), {}
+    settings = dict(NAMED_TASKS[name])
+    task, agent = settings.pop("task"), settings.pop("agent")
+    if given.get("agent", agent) != agent:
+        raise ConfigError(f"agent: task={name} is a name for agent={agent} with settings; use task={task} with agent={given['agent']}")
+    return {**given, "task": task, "agent": agent}, settings
+
+
 def preset_values(preset: str, agent: str, task: str | None = None) -> dict[str, Any]:
     """Return what an agent's defaults and a preset change against the defaults of the sections.
 

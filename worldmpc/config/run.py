@@ -13,7 +13,7 @@ from typing import Any, Literal
 from worldmpc.config.base import ConfigError, build, hints, key, lookup, merge, nest
 from worldmpc.config.checks import validate
 from worldmpc.config.hierarchy import GoalVAEConfig, ManagerConfig, WorkerConfig
-from worldmpc.config.presets import preset_values
+from worldmpc.config.presets import expand_task, preset_values
 from worldmpc.config.readers import LATENT, PLANNING, check_readers
 from worldmpc.config.sections import (
     CheckpointConfig,
@@ -44,7 +44,7 @@ from worldmpc.config.sections import (
 class RunConfig:
     """A whole run."""
 
-    task: str = key("dmc/cartpole-swingup", "suite/name: dmc/<domain>-<task>, gym/<EnvId>, gym/<module>:<EnvId>, toy/<name>")
+    task: str = key("dmc/cartpole-swingup", "suite/name: dmc/<domain>-<task>, gym/<EnvId>, gym/<module>:<EnvId>, toy/<name>, maze/<name>")
     agent: Literal["tdmpc2", "tdmpc_square", "bmpc", "boom", "director", "mpc", "mbmpc", "pets", "dqn", "ppo", "sac", "td3"] = key(
         "tdmpc2", "algorithm; each has defaults of its own, listed below"
     )
@@ -125,8 +125,8 @@ def make_config(preset: str = "default", **overrides: Any) -> RunConfig:
     Raises:
         ConfigError: unknown agent, preset or key, wrong type, a value out of range, or a key that the agent never reads.
     """
-    over = nest(overrides)
-    layers = preset_values(preset, str(over.get("agent", "tdmpc2")), over.get("task"))
+    over, settings = expand_task(nest(overrides))
+    layers = merge(preset_values(preset, str(over.get("agent", "tdmpc2")), over.get("task")), settings)
     return RunConfig.from_dict(merge(layers, over), over)
 
 

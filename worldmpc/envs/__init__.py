@@ -48,6 +48,7 @@ SUITES: dict[str, str] = {
     "dmc": "worldmpc.envs.dmc:make",
     "gym": "worldmpc.envs.gym:make",
     "toy": "worldmpc.envs.toy:make",
+    "maze": "worldmpc.envs.maze:make",
 }
 """Suite -> ``module:function`` that makes its environments; the module also has ``list_names`` and ``resolve``."""
 

@@ -1,0 +1,90 @@
+"""Mazes: walls, what is paid, and how far chance gets."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+from worldmpc.config import ConfigError
+from worldmpc.envs import canonical_task, list_tasks, make_envs
+from worldmpc.envs.maze import LAYOUTS, PointMaze
+
+DIRECTIONS = {(0, 1): (0.0, 1.0), (1, 0): (1.0, 0.0), (0, -1): (0.0, -1.0), (-1, 0): (-1.0, 0.0)}
+
+
+def way(maze: PointMaze) -> list[tuple[int, int]]:
+    """Return the cells from start to goal."""
+    came: dict[tuple[int, int], tuple[int, int] | None] = {tuple(maze.start): None}
+    queue = [tuple(maze.start)]
+    for cell in queue:
+        for step in DIRECTIONS:
+            near = cell[0] + step[0], cell[1] + step[1]
+            if near not in came and not maze.walls[near]:
+                came[near] = cell
+                queue.append(near)
+    cells, cell = [], tuple(maze.goal)
+    while cell is not None:
+        cells.append(cell)
+        cell = came[cell]
+    return cells[::-1]
+
+
+def towards(maze: PointMaze, cell: tuple[int, int]) -> np.ndarray:
+    return np.clip((np.array(cell) + 0.5 - maze._position) / maze.SPEED, -1, 1)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_way_leads_to_the_goal_and_is_paid_there(name: str) -> None:
+    maze = PointMaze(name)
+    check_env(maze, skip_render_check=True)
+    maze.reset(seed=1)
+    cells, total, index = way(maze), 0.0, 0
+    assert len(cells) - 1 == maze.shortest
+    for time in range(1, 201):
+        if np.abs(maze._position - (np.array(cells[index]) + 0.5)).max() < 0.01 and index + 1 < len(cells):
+            index += 1
+        _, reward, terminated, truncated, info = maze.step(towards(maze, cells[index]))
+        total += reward
+        assert not terminated and truncated == (time == 200) and info["success"] == reward
+    assert 200 - 4 * maze.shortest - 8 <= total <= 200 - 4 * maze.shortest + 8
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_nobody_gets_into_a_wall(name: str) -> None:
+    maze, generator = PointMaze(name), np.random.default_rng(0)
+    for seed in range(5):
+        maze.reset(seed=seed)
+        held = generator.uniform(-1, 1, 2)
+        for time in range(200):
+            if time % 7 == 0:
+                held = generator.choice([-1.0, 1.0], 2)
+            obs, *_ = maze.step(held)
+            assert not maze.walls[tuple(maze._position.astype(int))] and np.abs(obs).max() <= 1
+
+
+def test_chance_does_not_find_the_far_goals() -> None:
+    for name in ("u", "spiral"):
+        with make_envs(f"maze/{name}", None, seed=1) as envs:
+            envs.reset()
+            generator = torch.Generator().manual_seed(0)
+            rewards = [envs.step(torch.rand(1, 2, generator=generator) * 2 - 1).reward for _ in range(4000)]
+        assert torch.stack(rewards).sum() == 0
+
+
+def test_frames_show_walls_goal_and_point() -> None:
+    maze = PointMaze("u", render=True)
+    maze.reset(seed=1)
+    frame = maze.render()
+    assert frame.shape == (7 * 16, 9 * 16, 3) and frame.dtype == np.uint8
+    assert (frame == (200, 30, 30)).all(-1).sum() == 49 and (frame == (120, 200, 120)).all(-1).sum() == 256
+    assert PointMaze("u").render() is None
+    assert isinstance(maze, gymnasium.Env)
+
+
+def test_names() -> None:
+    assert list_tasks("maze") == [f"maze/{name}" for name in LAYOUTS] and canonical_task("maze/U") == "maze/u"
+    with pytest.raises(ConfigError, match="did you mean maze/spiral"):
+        canonical_task("maze/spirl")

@@ -1,0 +1,145 @@
+"""Mazes for a point, with a reward at their end alone: what random exploration does not find. Pure numpy.
+
+``maze/corridor`` is short enough to be found by chance now and then, ``maze/u`` and ``maze/spiral`` are not.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+
+from worldmpc.config import ConfigError
+from worldmpc.envs.wrappers import SuiteEnv
+
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "corridor": (
+        "#######",
+        "#S   G#",
+        "#######",
+    ),
+    "u": (
+        "#########",
+        "#S      #",
+        "####### #",
+        "####### #",
+        "####### #",
+        "#G      #",
+        "#########",
+    ),
+    "spiral": (
+        "###########",
+        "#S        #",
+        "######### #",
+        "#       # #",
+        "# ##### # #",
+        "# #G    # #",
+        "# ####### #",
+        "#         #",
+        "###########",
+    ),
+}
+"""Rows of cells: ``#`` wall, ``S`` start, ``G`` goal."""
+
+
+class PointMaze(gymnasium.Env[Any, Any]):
+    """A point moves through a maze at a chosen velocity and is paid 1 for every step that ends in the goal's cell.
+
+    ``x' = x + 0.25 a`` in cells, each axis apart and only where that leads into no wall. Observed are both coordinates, scaled such that
+    the maze is [-1, 1] along its longer side. 200 steps; the first position is in the middle of the start's cell, moved by up to 0.3.
+
+    Known answers: ``shortest`` is the number of cells of the way, and a return of about 200 - 4 * shortest the best one. Uniformly
+    random actions move by 0.14 cells per step and axis: by 2 cells in an episode.
+    """
+
+    LENGTH = 200
+    SPEED = 0.25
+
+    def __init__(self, layout: str = "u", *, length: int | None = LENGTH, render: bool = False) -> None:
+        """Make a maze of :data:`LAYOUTS`; ``length`` None removes its time limit."""
+        rows = LAYOUTS[layout]
+        self.walls = np.array([[cell == "#" for cell in row] for row in rows])
+        self.start, self.goal = (np.argwhere(np.array([list(row) for row in rows]) == cell)[0] for cell in "SG")
+        self.observation_space = Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = Box(-1.0, 1.0, (2,), np.float32)
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+        self.render_mode = "rgb_array" if render else None
+        self.step_limit = length
+        self._position = self.start + 0.5
+        self._time = 0
+
+    @property
+    def shortest(self) -> int:
+        """Cells of the shortest way from start to goal."""
+        distance = {tuple(self.start): 0}
+        queue = [tuple(self.start)]
+        for cell in queue:
+            for step in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+                near = cell[0] + step[0], cell[1] + step[1]
+                if near not in distance and not self.walls[near]:
+                    distance[near] = distance[cell] + 1
+                    queue.append(near)
+        return distance[tuple(self.goal)]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode: [2], the position."""
+        super().reset(seed=seed)
+        self._position = self.start + 0.5 + self.np_random.uniform(-0.3, 0.3, 2)
+        self._time = 0
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Move: [2] in [-1, 1] -> position [2], reward, terminated (never), truncated, info with ``success``."""
+        for axis, velocity in enumerate(np.clip(action, -1.0, 1.0)):
+            moved = self._position.copy()
+            moved[axis] += self.SPEED * velocity
+            if not self.walls[tuple(moved.astype(int))]:
+                self._position = moved
+        self._time += 1
+        there = bool((self._position.astype(int) == self.goal).all())
+        return self._observe(), float(there), False, self._time == self.step_limit, {"success": float(there)}
+
+    def render(self) -> Any:
+        """Return a frame [height, width, 3] uint8, 16 pixels per cell: walls grey, the goal green, the point red."""
+        if self.render_mode is None:
+            return None
+        size = 16
+        frame = np.full((*self.walls.shape, 3), 255, np.uint8)
+        frame[self.walls] = 120
+        frame[tuple(self.goal)] = (120, 200, 120)
+        frame = frame.repeat(size, 0).repeat(size, 1)
+        row, column = (self._position * size).astype(int)
+        frame[max(row - 3, 0) : row + 4, max(column - 3, 0) : column + 4] = (200, 30, 30)
+        return frame
+
+    def _observe(self) -> np.ndarray:
+        middle = np.array(self.walls.shape) / 2
+        return ((self._position - middle) / middle.max()).astype(np.float32)
+
+
+def list_names() -> list[str]:
+    """Return the names of all tasks, without the suite's prefix."""
+    return list(LAYOUTS)
+
+
+def resolve(name: str) -> str:
+    """Return the canonical form of a name, both without the suite's prefix.
+
+    Raises:
+        ConfigError: no such task.
+    """
+    spelled = name.lower()
+    if spelled in LAYOUTS:
+        return spelled
+    near = difflib.get_close_matches(spelled, LAYOUTS, n=1)
+    hint = f"did you mean maze/{near[0]}?" if near else f"one of {', '.join(f'maze/{task}' for task in LAYOUTS)}"
+    raise ConfigError(f"task: unknown task 'maze/{name}'; {hint}")
+
+
+def make(name: str, *, index: int = 0, unlimited: bool = False, render: bool = False) -> SuiteEnv:
+    """Make the environment of a canonical name; ``unlimited`` lifts its time limit."""
+    env = PointMaze(name, length=None if unlimited else PointMaze.LENGTH, render=render)
+    return SuiteEnv(env, f"maze/{name}", env.step_limit, can_terminate=False)
