@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from worldmpc.config import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from worldmpc.report.runs import Run
 
 
 def compare(words: list[str]) -> int:
@@ -57,7 +59,19 @@ def report(words: list[str]) -> int:
         out = options["out"] or "curves.png"
         plot_curves(runs, out, options["algorithm"])
         sys.stdout.write(f"wrote {out}\n")
+        _draw_goals(runs, Path(out))
     return 0
+
+
+def _draw_goals(runs: Sequence[Run], out: Path) -> None:
+    """Draw the goals of those runs that followed some into an image beside that of the curves."""
+    from worldmpc.report.goals import GOALS, load_goals, plot_goals
+
+    files = {f"{run.task}, {run.source}": run.source / GOALS for run in runs if (run.source / GOALS).is_file()}
+    if files:
+        target = out.with_name(f"{out.stem}-goals{out.suffix}")
+        plot_goals({name: load_goals(file) for name, file in files.items()}, target)
+        sys.stdout.write(f"wrote {target}\n")
 
 
 def tasks(words: list[str]) -> int:

@@ -17,7 +17,7 @@ from worldmpc.envs import Task, VecEnv, borrowed_envs
 from worldmpc.functional import tree_where
 from worldmpc.noise import derive_seed
 from worldmpc.training.episodes import EpisodeTally
-from worldmpc.types import Agent, Mode
+from worldmpc.types import ActOutput, Agent, EnvStep, Mode
 
 MAX_DECISIONS = 1_000
 """Longest episode that an evaluation plays where the environment itself sets no limit."""
@@ -51,6 +51,10 @@ class Stopped(Exception):
     """An evaluation was asked to end before it was complete."""
 
 
+Watch = Callable[[torch.Tensor, ActOutput, EnvStep], None]
+"""``(observations acted on, answer, what followed)``, of all environments."""
+
+
 class EvalResult(NamedTuple):
     """Episodes of one evaluation."""
 
@@ -76,6 +80,7 @@ def evaluate(
     index: int = 0,
     record: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
 ) -> EvalResult:
     """Play whole episodes, all environments side by side.
 
@@ -93,6 +98,7 @@ def evaluate(
         index: number of the evaluation.
         record: keep frames of the first episode; needs environments made with ``render=True``.
         stop: asked before every decision; where it says True the evaluation ends.
+        watch: told of every decision of the first environment's first episode.
 
     Raises:
         ConfigError: the agent cannot act in this mode.
@@ -114,14 +120,16 @@ def evaluate(
     tally = EpisodeTally(envs.num_envs, envs.spec.episode_length or MAX_DECISIONS)
     played = torch.zeros(envs.num_envs, dtype=torch.int64)
     result = EvalResult([], [], [], [])
-    recording = record and count > 0
+    first = count > 0  # the first environment's first episode is under way
     while bool((played < quota).any()):
         if stop():
             raise Stopped
-        if recording:
+        if first and record:
             result.frames.append(envs.render()[0])
         output = agent.act(carry, obs, mode)
         step = envs.step(output.action)
+        if first and watch is not None:
+            watch(obs, output, step)
         obs, carry = step.obs, output.carry
         fresh = step.terminated | step.truncated | ~step.valid
         if bool(fresh.any()):
@@ -132,7 +140,7 @@ def evaluate(
                 result.lengths.append(episode.length)
                 result.success.append(episode.success)
             played[env] += 1
-            recording = recording and env != 0
+            first = first and env != 0
     if envs.spec.episode_length is None and (cut := result.lengths.count(MAX_DECISIONS)):
         warnings.warn(
             f"{envs.spec.name} sets no time limit: {cut} of {episodes} episodes had no end after {MAX_DECISIONS} decisions "

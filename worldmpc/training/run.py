@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from worldmpc.agents import make_agent
+from worldmpc.agents.director import Director
 from worldmpc.agents.stack import Stack
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, RunConfig, auxiliary_warning, lookup, network_width
@@ -25,6 +26,7 @@ from worldmpc.functional import parameter_table
 from worldmpc.models import native
 from worldmpc.noise import derive_seed
 from worldmpc.report.curves import plot_curves
+from worldmpc.report.goals import GOALS, plot_goals, write_goals
 from worldmpc.report.overrides import overrides_of
 from worldmpc.report.runs import load_run
 from worldmpc.report.video import write_video
@@ -32,6 +34,7 @@ from worldmpc.runtime import check_modes, keep_compiled_code, keep_freed_memory,
 from worldmpc.training.checkpoint import CheckpointError, CheckpointStore, verify_checkpoint
 from worldmpc.training.evaluator import evaluate, evaluation_envs
 from worldmpc.training.folder import choose_folder, lock, restore, write_meta
+from worldmpc.training.goal_diary import GoalDiary
 from worldmpc.training.hooks import CheckpointHook, EvalHook, LogHook, SnapshotHook
 from worldmpc.training.logger import RunLogger, Throughput
 from worldmpc.training.trainer import DivergenceError, Solo, TrainState, make_state, train_together
@@ -315,8 +318,10 @@ def _finish(result: RunResult, logger: RunLogger, config: RunConfig, task: Task,
         logger.message(f"stopped at {result.env_steps:,} simulator steps, saved in {result.run_dir}; go on with resume=auto")
         return
     video = ""
+    if isinstance(agent, Director):
+        video = f", {_draw_goals(result.run_dir, task, config, agent)}"
     if config.eval.video:
-        video = _attempt_video(result.run_dir / "final.mp4", task, config, agent, logger)
+        video += _attempt_video(result.run_dir / "final.mp4", task, config, agent, logger)
     logger.close()  # the last progress line comes before the last word
     reached = f"return {result.last_return:.1f} (best {result.best_return:.1f}) after {result.env_steps:,} simulator steps"
     where = f"look at {result.run_dir}/curve.png{video}"
@@ -334,7 +339,7 @@ def _attempt_video(path: Path, task: Task, config: RunConfig, agent: Agent, logg
 
 
 def record_video(path: Path, task: Task, config: RunConfig, agent: Agent, *, index: int = 0) -> float:
-    """Record one evaluation episode as an mp4 and return its return.
+    """Record one evaluation episode as an mp4, of agents that follow goals beside what these look like, and return its return.
 
     Raises:
         EnvError: the environment cannot render.
@@ -342,6 +347,17 @@ def record_video(path: Path, task: Task, config: RunConfig, agent: Agent, *, ind
     with make_envs(
         task, dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None), seed=config.seed, render=True
     ) as envs:
-        result = evaluate(agent, envs, 1, index=index, record=True)
-        write_video(path, result.frames, fps=25)
+        diary = GoalDiary(agent) if isinstance(agent, Director) else None
+        result = evaluate(agent, envs, 1, index=index, record=True, watch=None if diary is None else diary.note)
+        write_video(path, result.frames if diary is None else diary.beside(result.frames), fps=25)
     return result.mean_return
+
+
+def _draw_goals(folder: Path, task: Task, config: RunConfig, agent: Director) -> Path:
+    """Play one evaluation episode, and write and draw how near the agent came to its goals."""
+    diary = GoalDiary(agent)
+    with evaluation_envs(task, config.env, 1, seed=config.seed) as envs:
+        evaluate(agent, envs, 1, watch=diary.note)
+    write_goals(folder / GOALS, diary.steps)
+    plot_goals({agent.spec.name: diary.steps}, folder / "goals.png")
+    return folder / "goals.png"
