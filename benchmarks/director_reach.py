@@ -1,0 +1,97 @@
+"""Whether Director's worker reaches held-out future latents: ``python -m benchmarks.director_reach RECORD RUN...``.
+
+An agent plays an episode of its own that it has never learned from. At decisions that lie apart by goal intervals the environment's state
+is kept, and the latent that the episode reaches one interval later. The environment is then brought back to each of these states, and the
+worker is given that latent as its goal: how similar is what it reaches to it? Beside that stands how similar the latent is where it
+began, and where uniformly random actions lead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import worldmpc
+from worldmpc.agents.director import Director
+from worldmpc.envs import VecEnv, make_envs
+from worldmpc.report.provenance import command_line, git_commit, machine_info
+from worldmpc.runtime import keep_freed_memory, set_threads
+
+PLACES = 20
+"""Most states per run."""
+
+
+def main() -> None:
+    """Measure and write."""
+    record, *runs = sys.argv[1:]
+    keep_freed_memory()
+    set_threads(1)
+    rows = [row(path) for path in runs]
+    data = {
+        "schema": "worldmpc.director_reach/1",
+        "command": command_line(),
+        "commit": git_commit(),
+        "machine": machine_info(),
+        "rows": rows,
+    }
+    Path(record).write_text(json.dumps(data, indent=2) + "\n")
+    for found in rows:
+        print(", ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in found.items()))
+
+
+def row(path: str) -> dict[str, Any]:
+    """Return means over the places of one run."""
+    agent = worldmpc.load(path)
+    assert isinstance(agent, Director)
+    config = dataclasses.replace(agent.config.env, num_envs=1, workers="sync", num_workers=None)
+    with make_envs(agent.config.task, config, seed=agent.config.seed + 10_000) as envs:
+        places = held_out(agent, envs)
+        found = [measure(agent, envs, state, goal) for state, goal in places]
+    means = torch.tensor(found).mean(0).tolist()
+    names = ("reached", "best_on_the_way", "where_it_began", "random_actions")
+    return {"task": agent.config.task, "seed": agent.config.seed, "places": len(places), **dict(zip(names, means, strict=True))}
+
+
+def held_out(agent: Director, envs: VecEnv) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """Return states of an episode of the agent's own, and the latents [1, Z] one goal interval behind them."""
+    carry, obs, found, places = agent.init_carry(1), envs.reset(seed=agent.config.seed + 10_000), [], []
+    length = envs.spec.episode_length or 1_000
+    for decision in range(min(length, (PLACES + 1) * agent.interval)):
+        if decision % agent.interval == 0:
+            if places:
+                found.append((places[-1], agent.flat.model.encode(obs)))
+            places.append(envs.state_dict())
+        output = agent.act(carry, obs, "eval")
+        step = envs.step(output.action)
+        if bool(step.terminated | step.truncated):
+            break
+        obs, carry = step.obs, output.carry
+    return found[:PLACES]
+
+
+def measure(agent: Director, envs: VecEnv, state: dict[str, Tensor], goal: Tensor) -> tuple[float, float, float, float]:
+    """Return similarities to a goal: in the end, the largest on the way, at the beginning, and after random actions."""
+    similarity, encode = agent.hierarchy.similarity, agent.flat.model.encode
+    assert envs.load_state_dict(state), "the environment is not deterministic"
+    began = similarity(encode(envs.obs), goal).item()
+    carry, way = agent.init_carry(1), []
+    for _ in range(agent.interval):
+        output = agent.act(carry, envs.obs, "eval", goal=goal)
+        carry = output.carry
+        way.append(similarity(encode(envs.step(output.action).next_obs), goal).item())
+    envs.load_state_dict(state)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(agent.interval):
+        step = envs.step(torch.rand(1, envs.spec.action_dim, generator=generator) * 2 - 1)
+    return way[-1], max(way), began, similarity(encode(step.next_obs), goal).item()
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()
