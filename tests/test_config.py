@@ -85,7 +85,7 @@ def test_tuned_settings_are_settings() -> None:
         (
             "dqn",
             {"planner": "cem"},
-            "planner.name: agent=dqn never reads it; leave it out, or use agent=tdmpc2, tdmpc_square, bmpc, boom, mpc, mbmpc or pets",
+            "planner.name: agent=dqn never reads it; leave it out, or use agent=.*, boom, director, mpc, mbmpc or pets",
         ),
         ("dqn", {"dynamics.name": "ensemble"}, "dynamics.name: agent=dqn never reads it; leave it out, or use agent=mpc, mbmpc or pets"),
         ("dqn", {"sac.alpha": 3}, "sac.alpha: agent=dqn never reads it; leave it out, or use agent=sac"),
@@ -162,7 +162,7 @@ def test_a_section_may_be_given_by_its_name() -> None:
         make_config(planner="mpi")
     with pytest.raises(ConfigError, match="^env: expected keys below it, as in env.<key>=<value>, got 'async'"):
         make_config(env="async")
-    with pytest.raises(ConfigError, match="^agent: unknown agent 'ddpg'; one of tdmpc2, tdmpc_square, boom, bmpc, mpc"):
+    with pytest.raises(ConfigError, match="^agent: unknown agent 'ddpg'; one of tdmpc2, tdmpc_square, boom, bmpc, director, mpc"):
         make_config(agent="ddpg")
 
 
@@ -179,3 +179,21 @@ def test_merging_changes_neither_side() -> None:
 def test_width_of_networks(agent: str, expected: int) -> None:
     assert network_width(make_config(agent=agent)) == expected
     assert plans(make_config(agent=agent)) == (agent in ("tdmpc2", "mbmpc", "mpc"))
+
+
+def test_a_name_stands_for_a_task_and_its_settings() -> None:
+    config = make_config("cpu", task="director_walker_walk", manager={"goal_interval": 5}, steps=10_000)
+    assert (config.task, config.agent, config.steps, config.manager.goal_interval) == ("dmc/walker-walk", "director", 10_000, 5)
+    assert (config.goal_vae.n_latents, config.goal_vae.n_classes, config.model.size) == (8, 8, "cpu")
+    large = make_config(task="director_humanoid_walk")
+    assert (large.task, large.goal_vae.n_latents, large.goal_vae.n_classes, large.manager.goal_interval) == (
+        "dmc/humanoid-walk",
+        20,
+        12,
+        15,
+    )
+    assert make_config(task="director_walker_walk", agent="director") == make_config(task="director_walker_walk")
+    with pytest.raises(
+        ConfigError, match="^agent: task=director_walker_walk is a name for agent=director.*use task=dmc/walker-walk with agent=boom"
+    ):
+        make_config(task="director_walker_walk", agent="boom")

@@ -141,7 +141,7 @@ def test_particles_sample_and_repeat_with_the_stream():
         ("pets", {"planner.name": "policy_guided"}, "policy_guided needs a policy prior, and agent=pets has none.*planner=cem"),
         ("pets", {"dynamics.particles": 3}, r"dynamics.particles: expected a multiple of dynamics.members \(2\), got 3"),
         ("mbmpc", {"mbmpc.learn_policy": False}, "policy_guided needs a policy prior.*mbmpc.learn_policy=false"),
-        ("mbmpc", {"compile": True}, "compile: only agent=tdmpc2, tdmpc_square, bmpc and boom have it"),
+        ("mbmpc", {"compile": True}, "compile: only agent=tdmpc2, tdmpc_square, bmpc, boom and director have it"),
         ("mbmpc", {"planner.mpc": False}, "planner.mpc: mbmpc.policy_loss=bc imitates plans.*use mbmpc.policy_loss=awr"),
         ("mbmpc", {"mbmpc.hidden": []}, "mbmpc.hidden: expected at least one width"),
     ],

@@ -94,7 +94,7 @@ def test_command_line_takes_agents_and_planners(tmp_path, capsys):
         (["agent=mpc", "task=dmc/cartpole-swingup"], "dynamics.name: no known equations for dmc/cartpole-swingup"),
         (["agent=mpc", "planner=policy_guided"], "planner.name: policy_guided needs a policy prior, and agent=mpc has none"),
         (["agent=ppo", "seeds=[1,2]"], "seeds: only agent=tdmpc2, tdmpc_square, bmpc and boom train stacked seeds"),
-        (["agent=sac", "compile=true"], "compile: only agent=tdmpc2, tdmpc_square, bmpc and boom have it"),
+        (["agent=sac", "compile=true"], "compile: only agent=tdmpc2, tdmpc_square, bmpc, boom and director have it"),
         (["agent=dqn", "planner=cem"], "planner.name: agent=dqn never reads it; leave it out, or use agent=tdmpc2"),
         (["agent=ppo", "train={utd: 2}"], "train.utd: agent=ppo never reads it"),
         (["-m", "agent=sac,td3", "sac.alpha=0.1"], "sac.alpha: agent=td3 never reads it; leave it out, or use agent=sac"),

@@ -174,6 +174,7 @@ def _check_model(config: RunConfig) -> None:
 
 
 _LATENT = f"{', '.join(LATENT[:-1])} and {LATENT[-1]}"
+_STACKED = _LATENT.replace(", boom and director", " and boom")  # whose seeds are trained as one batched model
 _WITHOUT_PRIOR = {"mpc": "learns nothing", "pets": "learns dynamics alone"}
 
 
@@ -182,7 +183,7 @@ def _check_agent(config: RunConfig) -> None:
     agent, planner = config.agent, config.planner
     if agent not in LATENT:
         if config.seeds is not None:
-            raise ConfigError(f"seeds: only agent={_LATENT} train stacked seeds; agent={agent} trains one run per seed with -m seed=1,2,3")
+            raise ConfigError(f"seeds: only agent={_STACKED} train stacked seeds; agent={agent} trains one run per seed with -m seed=1,2,3")
         for name in ("compile", "cuda_graph", "train.overlap"):
             if lookup(config, name):
                 raise ConfigError(f"{name}: only agent={_LATENT} have it; leave it out with agent={agent}")

@@ -1,0 +1,44 @@
+"""What an agent with goals wants, kept while it plays."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from worldmpc.agents import make_agent
+from worldmpc.config import make_config
+from worldmpc.envs import make_envs
+from worldmpc.report.goals import GOALS, load_goals
+from worldmpc.training.evaluator import evaluate
+from worldmpc.training.goal_diary import GoalDiary
+from worldmpc.training.run import run
+
+SMALL = {"manager.goal_interval": 4, "goal_vae.n_latents": 3, "goal_vae.n_classes": 4, "env.episode_length": 10}
+
+
+def test_an_episode_is_noted_and_goals_stand_beside_its_frames():
+    config = make_config("debug", agent="director", task="toy/pointmass", **SMALL)
+    with make_envs(config.task, dataclasses.replace(config.env, num_envs=2), seed=3, render=True) as envs:
+        agent = make_agent(config, envs.spec)
+        diary = GoalDiary(agent)
+        result = evaluate(agent, envs, 4, record=True, watch=diary.note)
+    assert len(diary.steps) == len(result.frames) == 10
+    assert [step.begins for step in diary.steps] == [index % 4 == 0 for index in range(10)]
+    assert all(0 < step.similarity <= 1 for step in diary.steps) and sum(step.reward for step in diary.steps) == result.returns[0]
+    frames = diary.beside(result.frames)
+    height, width, _ = result.frames[0].shape
+    assert frames[0].shape == (height, 2 * width, 3) and all(
+        np.array_equal(a[:, :width], b) for a, b in zip(frames, result.frames, strict=True)
+    )
+    seen = [frame.tobytes() for frame in result.frames]
+    assert all(np.ascontiguousarray(frame[:, width:]).tobytes() in seen for frame in frames)
+    assert torch.equal(torch.from_numpy(frames[0][:, width:].copy()), torch.from_numpy(frames[3][:, width:].copy()))  # the same goal
+
+
+def test_a_run_draws_its_goals(tmp_path):
+    quiet = {"log.progress": "none", "log.tensorboard": False, "steps": 80, "eval_freq": 40, "run_dir": str(tmp_path / "run")}
+    folder = run(make_config("debug", agent="director", task="toy/pointmass", **SMALL, **quiet)).run_dir
+    assert len(load_goals(folder / GOALS)) == 10 and (folder / "goals.png").exists() and (folder / "final.mp4").exists()
+    assert not (run(make_config("debug", task="toy/pointmass", **{**quiet, "run_dir": str(tmp_path / "flat")})).run_dir / GOALS).exists()
