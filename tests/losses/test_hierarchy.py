@@ -15,6 +15,7 @@ from worldmpc.losses.hierarchy import reaching
 from worldmpc.models.goal_directed import with_goal
 from worldmpc.models.hierarchy import EXPLORATION, EXTRINSIC
 from worldmpc.noise import NoiseStream
+from worldmpc.types import SequenceBatch
 
 MANAGER = ManagerConfig(goal_interval=4, imagined_goals=3)
 
@@ -70,18 +71,27 @@ def test_padding_teaches_the_autoencoder_nothing():
     assert torch.equal(*found)
 
 
+def windows(length, batch, codes):
+    """Windows in whose observations the time stands, with a model that encodes it into every entry of a latent."""
+    model = world()
+    model.encode = lambda obs: obs[..., :1].expand(*obs.shape[:-1], 16)
+    obs = torch.arange(length + 1.0)[:, None, None].expand(-1, batch, 3)
+    zeros = torch.zeros(length, batch)
+    fields = SequenceBatch(obs, torch.zeros(length, batch, 2), zeros, zeros, zeros, zeros + 1, zeros.long(), {"goal_code": codes})
+    return model, fields
+
+
 @pytest.mark.parametrize("kind", ["manager", "future", "random"])
 def test_goals_of_replayed_steps(kind):
-    goals, length, window, batch = hierarchy(world()).goals, 3, 8, 400
+    goals, steps, batch = hierarchy(world()).goals, 3, 400
     shares = tuple(float(name == kind) for name in ("manager", "future", "random"))
-    z = torch.arange(window + 1.0)[:, None, None].expand(-1, batch, 16)  # the time stands in every entry
-    codes = torch.randint(4, (length, batch, 3), generator=generator()).float()
+    codes = torch.randint(4, (8, batch, 3), generator=generator()).float()
     codes[0, :50] = torch.nan
-    mask = torch.ones(window, batch)
-    mask[5:, :100] = 0  # these episodes end after five steps
-    noise = draw(losses.goal_noise(goals, length, batch))
-    found = losses.choose_goals(WorkerConfig(goals=shares), goals, z, codes, mask, noise)
-    assert found.shape == (length, batch, 16)
+    model, fields = windows(8, batch, codes)
+    fields.mask[5:, :100] = 0  # these episodes end after five steps
+    noise = draw(losses.goal_noise(goals, steps, batch))
+    found = losses.choose_goals(WorkerConfig(goals=shares), goals, model, fields, steps, noise)
+    assert found.shape == (steps, batch, 16)
     one_hot = torch.nn.functional.one_hot(codes.nan_to_num().long(), 4).float()
     if kind == "future":
         now = torch.arange(3.0)[:, None]
@@ -90,7 +100,7 @@ def test_goals_of_replayed_steps(kind):
         assert {int(value) for value in time[0, 100:].unique()} == set(range(1, 9))
         assert {int(value) for value in time[2, :100].unique()} == {3, 4, 5}
     elif kind == "manager":
-        assert_close(found[1:], goals.decode(one_hot[1:]))
+        assert_close(found[1:], goals.decode(one_hot[1:3]))
         assert_close(found[0, 50:], goals.decode(one_hot[0, 50:]))
         assert not torch.isclose(found[0, :50], goals.decode(one_hot[0, :50])).all(-1).all()
     else:
@@ -99,14 +109,13 @@ def test_goals_of_replayed_steps(kind):
 
 def test_shares_of_goals():
     goals, batch = hierarchy(world()).goals, 4000
-    z = torch.full((5, batch, 16), 7.0)
-    codes = torch.zeros(1, batch, 3)
+    model, fields = windows(4, batch, torch.zeros(4, batch, 3))
+    model.encode = lambda obs: torch.full((*obs.shape[:-1], 16), 7.0)
     noise = draw(losses.goal_noise(goals, 1, batch))
-    found = losses.choose_goals(WorkerConfig(goals=(0.5, 0.3, 0.2)), goals, z, codes, torch.ones(4, batch), noise)[0]
+    found = losses.choose_goals(WorkerConfig(goals=(0.5, 0.3, 0.2)), goals, model, fields, 1, noise)[0]
     of_future = (found == 7).all(-1).float().mean().item()
-    of_manager = (
-        torch.isclose(found, goals.decode(torch.nn.functional.one_hot(torch.zeros(3).long(), 4).float())).all(-1).float().mean().item()
-    )
+    first = goals.decode(torch.nn.functional.one_hot(torch.zeros(3).long(), 4).float())
+    of_manager = torch.isclose(found, first).all(-1).float().mean().item()
     assert of_future == pytest.approx(0.3, abs=0.03) and of_manager == pytest.approx(0.5 + 0.2 / 64, abs=0.03)
 
 

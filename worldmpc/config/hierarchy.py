@@ -42,7 +42,7 @@ class ManagerConfig:
     lam: float = key(0.95, "lambda of the returns over goals")
     tau: float = key(0.005, "rate at which the slow critics follow")
     intrinsic_coef: float = key(0.1, "weight of the exploration reward, what the goal autoencoder does not reconstruct, beside the task's")
-    imagined_goals: int = key(3, "goals per imagined trajectory")
+    imagined_goals: int = key(2, "goals per imagined trajectory")
     batch_size: int = key(128, "imagined trajectories per update")
     update_every: int = key(4, "updates of the world model between two of the manager")
 

@@ -94,6 +94,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "planner": {"num_samples": 96, "num_elites": 16, "num_pi_trajs": 8, "iterations": 3},
         "loss": {"batch_size": 128},
         "reanalyze": {"batch_size": 10},
+        "manager": {"batch_size": 64},
         "steps": 100_000,
         "eval_freq": 10_000,
     },

@@ -64,17 +64,17 @@ class HierarchyLearner:
         self.descent.begin()
         self.temperature.fill_(self.hierarchy.goals.temperature(self.updates))
         manages = self.updates % self.config.manager.update_every == 0
-        noise = self.stream.draw(self.noise_specs(*batch.reward.shape, manages))
+        noise = self.stream.draw(self.noise_specs(batch.reward.shape[1], manages))
         metrics = self._steps["follow"](batch, noise)
         if manages:
             self.managed = self._steps["manage"](batch.obs[0], noise)
         self.descent.updates += 1
         return metrics | self.managed
 
-    def noise_specs(self, length: int, batch_size: int, manages: bool) -> dict[str, Any]:
-        """Declare the noise of an update on ``batch_size`` windows of ``length`` steps."""
+    def noise_specs(self, batch_size: int, manages: bool) -> dict[str, Any]:
+        """Declare the noise of an update on ``batch_size`` windows."""
         hierarchy, steps = self.hierarchy, self.config.window
-        specs = losses.autoencoder_noise(hierarchy.goals, (length + 1) * batch_size)
+        specs = losses.autoencoder_noise(hierarchy.goals, (steps + 1) * batch_size)
         if hierarchy.worker is not None:
             specs |= losses.goal_noise(hierarchy.goals, steps, batch_size)
             specs |= losses.worker_noise(hierarchy.worker, steps * batch_size)
@@ -84,10 +84,11 @@ class HierarchyLearner:
         return specs
 
     def follow(self, batch: SequenceBatch, noise: Noise) -> Metrics:
-        """Learn goals from all latents of the windows, and the worker from their first steps."""
+        """Learn goals and worker from the first steps of windows, for goals that may lie behind them."""
+        steps = self.config.window
         with torch.no_grad():
-            z = self.model.encode(batch.obs)
-        real = torch.cat((torch.ones_like(batch.mask[:1]), batch.mask))
+            z = self.model.encode(batch.obs[: steps + 1])
+        real = torch.cat((torch.ones_like(batch.mask[:1]), batch.mask[:steps]))
         loss, metrics = self._losses["goals"](self.hierarchy.goals, z.flatten(0, 1), real.flatten(), self.temperature, noise)
         _, skip = self.descent.step("goals", loss, torch.zeros_like(self.descent.skipped))
         self.hierarchy.goals.adapt(metrics["goal_vae/kl"], skip)
@@ -100,11 +101,11 @@ class HierarchyLearner:
     def _work(self, batch: SequenceBatch, z: Tensor, noise: Noise, skip: Tensor) -> tuple[Metrics, Tensor]:
         worker, steps, loss_config = self.hierarchy.worker, self.config.window, self.config.loss
         assert worker is not None
-        goal = losses.choose_goals(self.config.worker, self.hierarchy.goals, z, batch.extras["goal_code"][:steps], batch.mask, noise)
+        goal = losses.choose_goals(self.config.worker, self.hierarchy.goals, self.model, batch, steps, noise)
         own = losses.WorkerBatch(
-            with_goal(z[:steps], goal).flatten(0, 1),
+            with_goal(z[:-1], goal).flatten(0, 1),
             batch.action[:steps].flatten(0, 1),
-            with_goal(z[1 : steps + 1], goal).flatten(0, 1),
+            with_goal(z[1:], goal).flatten(0, 1),
             batch.terminated[:steps].flatten(),
             batch.mask[:steps].flatten(),
         )

@@ -17,7 +17,7 @@ from worldmpc.models.goal_directed import with_goal
 from worldmpc.models.hierarchy import EXPLORATION, EXTRINSIC, Hierarchy, Worker
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec
-from worldmpc.types import Metrics, Noise
+from worldmpc.types import Metrics, Noise, SequenceBatch
 
 LEAST_RANGE = (1.0, 0.01)
 """Least range of returns that advantages are divided by: of the task's as in TD-MPC2, of the much smaller ones of exploration."""
@@ -80,31 +80,32 @@ def goal_noise(goals: GoalAutoencoder, length: int, batch_size: int) -> dict[str
 
 
 @torch.no_grad()
-def choose_goals(config: WorkerConfig, goals: GoalAutoencoder, z: Tensor, codes: Tensor, mask: Tensor, noise: Noise) -> Tensor:
-    """Choose a goal for every replayed step: the manager's at the time, a future latent of the window, or that of random codes.
+def choose_goals(
+    config: WorkerConfig, goals: GoalAutoencoder, model: WorldModel, batch: SequenceBatch, length: int, noise: Noise
+) -> Tensor:
+    """Choose a goal for each of the first steps of windows: the manager's at the time, a later latent, or that of random codes.
 
     Args:
         config: shares of the three.
-        goals: decodes the codes as they mean now.
-        z: [T+1, B, Z] latents of whole windows.
-        codes: [H, B, L] classes of the manager's goals at the first H steps, NaN where there was none: random codes stand for it.
-        mask: [T, B] 1 where a step is real.
+        goals: decodes codes as they mean now.
+        model: encodes the observation that a later latent is of.
+        batch: windows of T steps with ``goal_code`` [T, B, L], classes of the manager's goals, NaN where there was none: random codes
+            stand for it.
+        length: steps to choose goals for, H.
         noise: tensors of :func:`goal_noise`.
 
     Returns:
         [H, B, Z].
     """
-    length, kind = len(codes), noise["goal_kind"]
-    from_manager, from_future, _ = config.goals
-    last = mask.sum(0)  # [B] index of the last real latent
-    now = torch.arange(length, device=z.device, dtype=mask.dtype)[:, None]
-    ahead = (now + 1 + (noise["goal_future"] * (last - now)).floor()).clamp(max=len(mask)).long()
-    future = z.gather(0, ahead.minimum(last.long().clamp(min=0))[..., None].expand(-1, -1, z.shape[-1]))
-    known = codes.isfinite().all(-1)
-    one_hot = torch.nn.functional.one_hot(codes.nan_to_num().long(), goals.classes).to(z.dtype)
-    random = torch.nn.functional.one_hot(noise["goal_random"].argmax(-1), goals.classes).to(z.dtype)
-    of_manager = known & (kind < from_manager)
-    decoded = goals.decode(torch.where(of_manager[..., None, None], one_hot, random))
+    kind, codes, (from_manager, from_future, _) = noise["goal_kind"], batch.extras["goal_code"][:length], config.goals
+    last = batch.mask.sum(0)  # [B] place of the last real observation
+    now = torch.arange(length, device=last.device, dtype=last.dtype)[:, None]
+    ahead = (now + 1 + (noise["goal_future"] * (last - now)).floor()).minimum(last).long()
+    future = model.encode(batch.obs.gather(0, ahead[..., None].expand(-1, -1, batch.obs.shape[-1])))
+    one_hot = torch.nn.functional.one_hot(codes.nan_to_num().long(), goals.classes)
+    random = torch.nn.functional.one_hot(noise["goal_random"].argmax(-1), goals.classes)
+    of_manager = codes.isfinite().all(-1) & (kind < from_manager)
+    decoded = goals.decode(torch.where(of_manager[..., None, None], one_hot, random).to(future.dtype))
     return torch.where(((kind >= from_manager) & (kind < from_manager + from_future))[..., None], future, decoded)
 
 
