@@ -146,6 +146,8 @@ def test_a_goal_of_ones_own_is_followed_until_the_manager_chooses():
     goal = agent.flat.model.encode(torch.randn(2, 3))
     output = agent.act(agent.init_carry(2), obs, "eval", goal=goal)
     assert torch.equal(output.carry.goal, goal) and output.carry.left.tolist() == [0, 0] and output.extras["goal_code"].isnan().all()
+    with pytest.raises(ValueError, match=r"^goal: expected latents \[2, 16\], got \[2, 8\]"):
+        agent.act(output.carry, obs, "eval", goal=goal[:, :8])
     again = agent.act(output.carry, obs, "eval")
     assert not torch.equal(again.carry.goal, goal) and again.carry.left.tolist() == [3, 3]
 
@@ -191,6 +193,7 @@ def test_plans_follow_the_goal():
         ({"worker.mode": "follower"}, "worker.mode: expected one of goal_conditioned, planner_bonus, got 'follower'"),
         ({"goal_vae.n_classes": 1}, "goal_vae.n_classes: expected at least 2, got 1; a code of one class says nothing"),
         ({"goal_vae.n_latents": 0}, "goal_vae.n_latents: expected at least 1, got 0"),
+        ({"goal_vae.n_latents": 17}, "goal_vae.n_latents: expected at most the latent's 16 dimensions, got 17"),
         ({"worker.goals": [0.5, 0.5]}, "worker.goals: expected three shares that sum to 1"),
         ({"worker.goals": [0.5, 0.5, 0.5]}, "worker.goals: expected three shares that sum to 1"),
         ({"policy.objective": "kl_to_planner", "model.policy": "clipped"}, "policy.objective: plans of agent=director follow goals"),

@@ -96,8 +96,13 @@ class Director:
             obs: [E, O].
             mode: explore, eval, or prior (policies alone); only exploring the manager's goals are drawn at random.
             goal: the manager's; or latents [E, Z] to go to in their place; or None, which is TD-MPC2.
+
+        Raises:
+            ValueError: goals of another shape.
         """
         obs = obs.to(self.device)
+        if isinstance(goal, Tensor) and goal.shape != carry.goal.shape:
+            raise ValueError(f"goal: expected latents {list(carry.goal.shape)}, got {list(goal.shape)}")
         if goal is None:
             output = self.flat.act(Carry(carry.plan), obs, mode)
             return output._replace(carry=carry._replace(plan=output.carry.plan))

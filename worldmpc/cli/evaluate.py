@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from worldmpc.cli.output import check_target, console_for, say, write_json
 from worldmpc.cli.text import EVALUATE
 from worldmpc.cli.words import expand_names, override_values, split_words
 from worldmpc.config import ConfigError, RunConfig, nest, network_width, plans
-from worldmpc.envs import canonical_task, make_envs
+from worldmpc.envs import canonical_task
 from worldmpc.noise import derive_seed
 from worldmpc.report.provenance import command_line, git_commit, machine_info
-from worldmpc.report.video import write_video
 from worldmpc.runtime import check_modes, keep_compiled_code, keep_freed_memory, set_threads, suggested_threads
 from worldmpc.training.evaluator import MAX_ENVS, EvalResult, evaluation_envs
 from worldmpc.training.evaluator import evaluate as play
 from worldmpc.training.restore import find_checkpoint, load_agent, trusted_task
+from worldmpc.training.run import record_video
 from worldmpc.types import Agent
 
 ALLOWED = ("planner.", "env.", "compile")
@@ -67,7 +66,8 @@ def evaluate(words: list[str]) -> int:
     _print(result, console)
     write_json(options["json"], _record(result, path, config, agent, mode))
     if options["video"]:
-        video_return = _record_video(Path(options["video"]), agent, config, mode)
+        seed = derive_seed(config.seed, "video") % 2**31
+        video_return = record_video(Path(options["video"]), config.task, config, agent, mode=mode, seed=seed)
         say(console, f"{options['video']}: one episode, return {video_return:.1f}")
     return 0
 
@@ -118,12 +118,3 @@ def _record(result: EvalResult, path: Path, config: RunConfig, agent: Agent, mod
         "successes": [None if np.isnan(value) else value for value in result.success],
         "config": config.to_dict(),
     }
-
-
-def _record_video(path: Path, agent: Agent, config: RunConfig, mode: Any) -> float:
-    """Record one episode as played, planning or not, and return its return."""
-    single = dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None)
-    with make_envs(config.task, single, seed=derive_seed(config.seed, "video") % 2**31, render=True) as envs:
-        result = play(agent, envs, 1, mode=mode, record=True)
-    write_video(path, result.frames, fps=25)
-    return result.mean_return

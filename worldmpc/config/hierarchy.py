@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from worldmpc.config.base import ConfigError, key
+from worldmpc.config.sections import resolve_model
+from worldmpc.config.variants import uses_plans
 
 if TYPE_CHECKING:
     from worldmpc.config.run import RunConfig
@@ -79,13 +81,14 @@ def check_director(config: RunConfig) -> None:
     Raises:
         ConfigError: they do not; the message says what would.
     """
-    from worldmpc.config.variants import uses_plans
-
     if config.agent != "director":
         return
     codes, worker, interval = config.goal_vae, config.worker, config.manager.goal_interval
     if codes.n_classes < 2:
         raise ConfigError(f"goal_vae.n_classes: expected at least 2, got {codes.n_classes}; a code of one class says nothing")
+    width = resolve_model(config.model).latent_dim or 0
+    if codes.n_latents > width:
+        raise ConfigError(f"goal_vae.n_latents: expected at most the latent's {width} dimensions, got {codes.n_latents}")
     if len(worker.goals) != 3 or min(worker.goals) < 0 or abs(sum(worker.goals) - 1) > 1e-6:
         raise ConfigError(f"worker.goals: expected three shares that sum to 1, as in [0.4,0.4,0.2], got {list(worker.goals)}")
     if config.env.episode_length is not None and interval > config.env.episode_length:

@@ -38,7 +38,7 @@ from worldmpc.training.goal_diary import GoalDiary
 from worldmpc.training.hooks import CheckpointHook, EvalHook, LogHook, SnapshotHook
 from worldmpc.training.logger import RunLogger, Throughput
 from worldmpc.training.trainer import DivergenceError, Solo, TrainState, make_state, train_together
-from worldmpc.types import Agent
+from worldmpc.types import Agent, Mode
 
 
 class RunResult(NamedTuple):
@@ -338,17 +338,20 @@ def _attempt_video(path: Path, task: Task, config: RunConfig, agent: Agent, logg
     return f", {path}"
 
 
-def record_video(path: Path, task: Task, config: RunConfig, agent: Agent, *, index: int = 0) -> float:
+def record_video(path: Path, task: Task, config: RunConfig, agent: Agent, *, mode: Mode = "eval", seed: int | None = None) -> float:
     """Record one evaluation episode as an mp4, of agents that follow goals beside what these look like, and return its return.
 
     Raises:
         EnvError: the environment cannot render.
     """
     with make_envs(
-        task, dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None), seed=config.seed, render=True
+        task,
+        dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None),
+        seed=config.seed if seed is None else seed,
+        render=True,
     ) as envs:
         diary = GoalDiary(agent) if isinstance(agent, Director) else None
-        result = evaluate(agent, envs, 1, index=index, record=True, watch=None if diary is None else diary.note)
+        result = evaluate(agent, envs, 1, mode=mode, record=True, watch=None if diary is None else diary.note)
         write_video(path, result.frames if diary is None else diary.beside(result.frames), fps=25)
     return result.mean_return
 
