@@ -8,13 +8,17 @@ import dataclasses
 import pytest
 import torch
 
+from tests.graphs import stand_in_for_graphs
 from tests.trees import leaves
+from worldmpc import functional
 from worldmpc.agents import make_agent
 from worldmpc.agents.director import Director, first_steps
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, make_config
 from worldmpc.envs import make_envs
 from worldmpc.functional import tree_where
+from worldmpc.models import kernels
+from worldmpc.models.goal_directed import with_goal
 from worldmpc.training.evaluator import evaluate
 from worldmpc.training.trainer import make_state, train
 from worldmpc.types import EnvSpec
@@ -171,6 +175,17 @@ def test_every_planner_follows_goals(planner):
     assert output.action.shape == (2, 2) and output.action.isfinite().all()
 
 
+@pytest.mark.parametrize("mode", ["goal_conditioned", "planner_bonus"])
+def test_policies_alone_act_alike_in_every_environment(mode):
+    agent = make(**{"worker.mode": mode})
+    obs = torch.randn(4, 3)
+    output = agent.act(agent.init_carry(4), obs, "prior")
+    z = agent.flat.model.encode(obs)
+    worker, zeros = agent.hierarchy.worker, torch.zeros(4, 2)
+    expected = agent.flat.model.propose(z, zeros) if worker is None else worker.propose(with_goal(z, output.carry.goal), zeros)
+    assert torch.equal(output.action, expected)
+
+
 def test_plans_follow_the_goal():
     """In a world that moves by the action, with a goal reward alone, the first step leads towards the goal."""
     agent = make(**{"worker.task_weight": 0.0, "planner.num_samples": 64, "planner.num_elites": 8, "planner.iterations": 4})
@@ -182,6 +197,50 @@ def test_plans_follow_the_goal():
         output = agent.act(agent.init_carry(1), obs, "eval", goal=goal)
         reached = [agent.hierarchy.similarity(model.next(z, one[None]), goal).item() for one in (output.action[0], -action)]
         assert reached[0] > reached[1]
+
+
+def filled(agent, seed=0):
+    """Windows of four steps, the last half of them under goals."""
+    generator = torch.Generator().manual_seed(seed)
+    state = make_state(agent, make_envs("toy/pointmass", agent.config.env, seed=1))
+    source = state.source
+    train(state, [], 60)
+    source.generator = generator
+    return source.next()
+
+
+def steps(agent, batches, obs):
+    """Updates and decisions, with what came of them."""
+    metrics = [agent.update(batch) for batch in batches]
+    explored = agent.act(agent.init_carry(2), obs, "explore")
+    again = agent.act(explored.carry, obs, "explore")
+    return metrics[-1], explored.action, again.action, explored.carry[1:], agent.act(agent.init_carry(2), obs, "eval").action
+
+
+def test_compiled_equals_eager(monkeypatch):
+    """Through the compiler's front end; further updates and plans must not compile again."""
+    monkeypatch.setattr(functional, "COMPILE_BACKEND", "aot_eager")
+    monkeypatch.setattr(kernels, "NATIVE_FROM", 1 << 60)
+    spec, obs, short = make_envs("toy/pointmass").spec, torch.randn(2, 2), {"manager.goal_interval": 2, "manager.imagined_goals": 1}
+    batch = filled(make(spec, **short))
+    found = []
+    for compiled in (True, False):
+        agent = make(spec, compile=compiled, **short)
+        found.append(steps(agent, [batch] * 2, obs))
+        if compiled:
+            with torch.compiler.set_stance("fail_on_recompile"):
+                steps(agent, [batch] * 4, obs)
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+def test_captured_equals_eager(monkeypatch):
+    stand_in_for_graphs(monkeypatch)
+    spec, obs = make_envs("toy/pointmass").spec, torch.randn(2, 2)
+    batches = [filled(make(spec), seed) for seed in range(2)] * 9
+    plain, captured = make(spec), make(spec, cuda_graph=True)
+    for _ in range(2):
+        torch.testing.assert_close(*(steps(agent, batches, obs) for agent in (plain, captured)), rtol=0, atol=0)
+    assert equal(plain.model.state_dict().values(), captured.model.state_dict().values())
 
 
 @pytest.mark.parametrize(

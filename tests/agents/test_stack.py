@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from tests.agents.test_tdmpc2 import SPEC, make, make_batch
+from tests.graphs import stand_in_for_graphs
 from tests.trees import leaves
-from worldmpc import functional
 from worldmpc.agents.stack import Stack
 from worldmpc.config import ConfigError
 from worldmpc.models import kernels
@@ -134,22 +134,7 @@ def test_a_loss_that_is_not_finite_is_applied_to_no_seed():
 def test_captured_update_and_plan_equal_plain_ones(monkeypatch):
     """The places and copies around a CUDA graph, with a stand-in for the graph that computes again what it captured."""
 
-    def capture(self):
-        with torch.random.fork_rng():
-            outputs = functional.tree_map(torch.clone, self._inputs)  # only their structure matters before the first replay
-        places = {}
-
-        def replay():
-            result = self._function(*self._inputs)
-            places.setdefault("outputs", result)
-            for place, value in zip(functional.tree_tensors(places["outputs"]), functional.tree_tensors(result), strict=True):
-                place.copy_(value)
-            self._outputs = places["outputs"]
-
-        return replay, outputs
-
-    monkeypatch.setattr(functional.Captured, "_capture", capture)
-    monkeypatch.setattr(functional.Captured, "_warm_up", lambda self, args: self._function(*args))
+    stand_in_for_graphs(monkeypatch)
     plain, captured = agents()[0], agents(cuda_graph=True)[0]
     carries = [agent.init_carry(2) for agent in (plain, captured)]
 

@@ -146,7 +146,7 @@ class Director:
     def _follow_policy(self, obs: Tensor, carry: DirectorCarry, noise: Noise) -> tuple[DirectorCarry, Tensor]:
         z = self.flat.model.encode(obs)
         carry = self.choose(z, carry, noise.get("codes"))
-        return carry, self.planning.propose(with_goal(z, carry.goal), noise["eps"])
+        return carry, self.planning.follow(with_goal(z, carry.goal), noise["eps"])
 
     def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
         """Return a replay of windows that are long enough for a goal, with what plans and goals leave in it."""

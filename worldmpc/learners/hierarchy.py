@@ -16,7 +16,7 @@ from worldmpc.models.goal_directed import with_goal
 from worldmpc.models.hierarchy import Hierarchy
 from worldmpc.models.value_based import polyak
 from worldmpc.models.world_model import WorldModel
-from worldmpc.noise import NoiseStream
+from worldmpc.noise import NoiseSpec, NoiseStream
 from worldmpc.types import Metrics, Noise, SequenceBatch
 
 
@@ -64,23 +64,22 @@ class HierarchyLearner:
         self.descent.begin()
         self.temperature.fill_(self.hierarchy.goals.temperature(self.updates))
         manages = self.updates % self.config.manager.update_every == 0
-        noise = self.stream.draw(self.noise_specs(batch.reward.shape[1], manages))
-        metrics = self._steps["follow"](batch, noise)
+        size = batch.reward.shape[1]
+        metrics = self._steps["follow"](batch, self.stream.draw(self.noise_specs(size)))
         if manages:
-            self.managed = self._steps["manage"](batch.obs[0], noise)
+            rows = min(self.config.manager.batch_size, size)
+            specs = losses.imagination_noise(self.config.manager, self.hierarchy, self.model.action_dim, rows)
+            self.managed = self._steps["manage"](batch.obs[0, :rows], self.stream.draw(specs))
         self.descent.updates += 1
         return metrics | self.managed
 
-    def noise_specs(self, batch_size: int, manages: bool) -> dict[str, Any]:
-        """Declare the noise of an update on ``batch_size`` windows."""
+    def noise_specs(self, batch_size: int) -> dict[str, NoiseSpec]:
+        """Declare the noise that goals and worker learn with, from ``batch_size`` windows."""
         hierarchy, steps = self.hierarchy, self.config.window
         specs = losses.autoencoder_noise(hierarchy.goals, (steps + 1) * batch_size)
         if hierarchy.worker is not None:
             specs |= losses.goal_noise(hierarchy.goals, steps, batch_size)
             specs |= losses.worker_noise(hierarchy.worker, steps * batch_size)
-        if manages:
-            rows = min(self.config.manager.batch_size, batch_size)
-            specs |= losses.imagination_noise(self.config.manager, hierarchy, self.model.action_dim, rows)
         return specs
 
     def follow(self, batch: SequenceBatch, noise: Noise) -> Metrics:
@@ -119,10 +118,10 @@ class HierarchyLearner:
         return metrics | found, skip
 
     def manage(self, obs: Tensor, noise: Noise) -> Metrics:
-        """Learn the manager from trajectories imagined from observations [B, O]."""
+        """Learn the manager from trajectories imagined from observations [N, O]."""
         own, manager = self.config.manager, self.hierarchy.manager
         with torch.no_grad():
-            z = self.model.encode(obs[: noise["manager_codes"].shape[1]])
+            z = self.model.encode(obs)
         imagined = self._losses["imagine"](self.hierarchy, self.model, z, noise)
         critic_loss, returns, metrics = self._losses["critics"](own, self.hierarchy, self.model, imagined)
         scales, tau = self.manager_scales, self.config.loss.tau

@@ -50,15 +50,17 @@ class GoalDirected:
         steps = self.model.rollout(latent, actions)
         return ModelStep(with_goal(steps.z, goal), self._reward(steps.reward, steps.z[1:], goal), steps.cont)
 
+    def follow(self, z: Tensor, eps: Tensor) -> Tensor:
+        """Sample of the policy that follows goals, the task's where there is no worker: [..., 2 Z], [..., A] -> [..., A]."""
+        return self.model.propose(z.chunk(2, -1)[0], eps) if self.worker is None else self.worker.propose(z, eps)
+
     def propose(self, z: Tensor, eps: Tensor) -> Tensor:
-        """Sample of the worker's policy; half of several candidates are the task policy's where the task counts: [..., 2 Z] -> [..., A]."""
-        if self.worker is None:
-            return self.model.propose(z.chunk(2, -1)[0], eps)
-        half = z.shape[-2] // 2 if self.task_weight and z.dim() > 1 else 0
+        """Candidates of the policy that follows goals; where the task counts half of them are its own: [..., P, 2 Z] -> [..., P, A]."""
+        half = z.shape[-2] // 2 if self.task_weight and self.worker is not None else 0
         if not half:
-            return self.worker.propose(z, eps)
+            return self.follow(z, eps)
         states, noise = (part.split((half, z.shape[-2] - half), -2) for part in (z, eps))
-        return torch.cat((self.model.propose(states[0].chunk(2, -1)[0], noise[0]), self.worker.propose(states[1], noise[1])), -2)
+        return torch.cat((self.model.propose(states[0].chunk(2, -1)[0], noise[0]), self.follow(states[1], noise[1])), -2)
 
     def terminal_value(self, z: Tensor, eps: Tensor, critics: Tensor) -> Tensor:
         """Values of task and goal, weighted as rewards are: [..., 2 Z], [..., A], [2] -> [...]."""
