@@ -62,8 +62,8 @@ def held_out(agent: Director, envs: VecEnv) -> list[tuple[dict[str, Tensor], Ten
     """Return states of an episode of the agent's own, and the latents [1, Z] one goal interval behind them."""
     carry, obs, found, places = agent.init_carry(1), envs.reset(seed=agent.config.seed + 10_000), [], []
     length = envs.spec.episode_length or 1_000
-    for decision in range(min(length, (PLACES + 1) * agent.interval)):
-        if decision % agent.interval == 0:
+    for decision in range(min(length, (PLACES + 1) * agent.setter.interval)):
+        if decision % agent.setter.interval == 0:
             if places:
                 found.append((places[-1], agent.flat.model.encode(obs)))
             places.append(envs.state_dict())
@@ -81,13 +81,13 @@ def measure(agent: Director, envs: VecEnv, state: dict[str, Tensor], goal: Tenso
     assert envs.load_state_dict(state), "the environment is not deterministic"
     began = similarity(encode(envs.obs), goal).item()
     carry, way = agent.init_carry(1), []
-    for _ in range(agent.interval):
+    for _ in range(agent.setter.interval):
         output = agent.act(carry, envs.obs, "eval", goal=goal)
         carry = output.carry
         way.append(similarity(encode(envs.step(output.action).next_obs), goal).item())
     envs.load_state_dict(state)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(agent.interval):
+    for _ in range(agent.setter.interval):
         step = envs.step(torch.rand(1, envs.spec.action_dim, generator=generator) * 2 - 1)
     return way[-1], max(way), began, similarity(encode(step.next_obs), goal).item()
 

@@ -12,9 +12,10 @@ from tests.graphs import stand_in_for_graphs
 from tests.trees import leaves
 from worldmpc import functional
 from worldmpc.agents import make_agent
-from worldmpc.agents.director import Director, first_steps
+from worldmpc.agents.director import Director
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, make_config
+from worldmpc.data.transitions import first_steps
 from worldmpc.envs import make_envs
 from worldmpc.functional import tree_where
 from worldmpc.models import kernels

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from worldmpc.agents.goals import GoalCarry, GoalSetter
 from worldmpc.agents.planning import plan_output, plan_replay
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import RunConfig, goal_weight, seed_decisions, too_long_interval
 from worldmpc.data.source import ReplaySource
-from worldmpc.functional import CapturedByShape, maybe_compile, tree_map
+from worldmpc.data.transitions import first_steps
+from worldmpc.functional import CapturedByShape, maybe_compile
 from worldmpc.learners.hierarchy import HierarchyLearner
 from worldmpc.learners.objectives import Objectives
 from worldmpc.models.goal_directed import GoalDirected, with_goal
@@ -21,15 +23,6 @@ from worldmpc.models.hierarchy import Hierarchy
 from worldmpc.models.packing import constant_parameters
 from worldmpc.noise import NoiseSpec, NoiseStream
 from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, Noise, PlanResult, PlanState, SequenceBatch
-
-
-class DirectorCarry(NamedTuple):
-    """What Director remembers between two decisions, one entry per environment."""
-
-    plan: PlanState
-    goal: Tensor  # [E, Z]
-    code: Tensor  # [E, L] classes of the goal's codes, as float
-    left: Tensor  # [E] int64 decisions until the next goal
 
 
 class Director:
@@ -48,9 +41,9 @@ class Director:
     """
 
     def __init__(self, config: RunConfig, spec: EnvSpec, device: torch.device | str = "cpu", total_updates: int = 1) -> None:
-        self.interval = config.manager.goal_interval
-        if spec.episode_length is not None and self.interval > spec.episode_length:
-            raise too_long_interval(self.interval, spec.episode_length)
+        interval = config.manager.goal_interval
+        if spec.episode_length is not None and interval > spec.episode_length:
+            raise too_long_interval(interval, spec.episode_length)
         self.flat = TDMPC2(config, spec, device, total_updates)
         self.config, self.spec, self.device, self.discount = config, spec, self.flat.device, self.flat.discount
         self.hierarchy = Hierarchy(config.goal_vae, config.manager, config.worker, self.flat.model, config.seed).to(self.device)
@@ -59,6 +52,7 @@ class Director:
         self.planning = GoalDirected(self.flat.model, self.hierarchy.worker, self.hierarchy.similarity, *weights)
         self.streams = {name: NoiseStream(config.seed, "director", name, device=self.device) for name in ("goals", "update")}
         self.learner = HierarchyLearner(config, self.hierarchy, self.flat.model, self.streams["update"], total_updates)
+        self.setter = GoalSetter(self.hierarchy, interval)
         self._plan = maybe_compile(self._refine, config.compile)
         how = {name: functools.partial(self._decide, explore=name == "explore") for name in ("explore", "eval")}
         self._verbs: dict[str, Callable[..., Any]] = {
@@ -80,15 +74,12 @@ class Director:
         """What the world model and the task's policy learn."""
         return self.flat.objectives
 
-    def init_carry(self, num_envs: int) -> DirectorCarry:
+    def init_carry(self, num_envs: int) -> GoalCarry:
         """Return the carry of ``num_envs`` fresh episodes, in which a goal is due at once."""
-        plan, codes = self.flat.init_carry(num_envs).plan, self.config.goal_vae.n_latents
-        goal = torch.zeros(num_envs, self.flat.model.latent_dim, device=self.device)
-        code, left = torch.zeros(num_envs, codes, device=self.device), torch.zeros(num_envs, dtype=torch.int64, device=self.device)
-        return DirectorCarry(plan, goal, code, left)
+        return self.setter.begin(self.flat.init_carry(num_envs).plan)
 
     @torch.no_grad()
-    def act(self, carry: DirectorCarry, obs: Tensor, mode: Mode, goal: Tensor | Literal["manager"] | None = "manager") -> ActOutput:
+    def act(self, carry: GoalCarry, obs: Tensor, mode: Mode, goal: Tensor | Literal["manager"] | None = "manager") -> ActOutput:
         """Choose actions: [E, O] -> [E, A] in [-1, 1], or one-hot.
 
         Args:
@@ -101,14 +92,12 @@ class Director:
             ValueError: goals of another shape.
         """
         obs = obs.to(self.device)
-        if isinstance(goal, Tensor) and goal.shape != carry.goal.shape:
-            raise ValueError(f"goal: expected latents {list(carry.goal.shape)}, got {list(goal.shape)}")
         if goal is None:
             output = self.flat.act(Carry(carry.plan), obs, mode)
             return output._replace(carry=carry._replace(plan=output.carry.plan))
         noise = self._noise(len(obs), mode)
         if isinstance(goal, Tensor):
-            carry = carry._replace(goal=goal.to(self.device), code=torch.full_like(carry.code, torch.nan), left=torch.ones_like(carry.left))
+            carry = self.setter.follow(carry, goal)
         if mode == "prior" or not self.config.planner.mpc:
             carry, action = self._follow_policy(obs, carry, noise)
             return ActOutput(action, carry, {"goal_code": carry.code}, {})
@@ -118,39 +107,31 @@ class Director:
 
     def _noise(self, num_envs: int, mode: Mode) -> dict[str, Tensor]:
         """Draw the noise of one decision; goals are drawn at random where it explores alone."""
-        explores, codes = mode == "explore", (num_envs, self.config.goal_vae.n_latents, self.config.goal_vae.n_classes)
-        plans = mode != "prior" and self.config.planner.mpc
+        explores, plans = mode == "explore", mode != "prior" and self.config.planner.mpc
         specs = self.flat.planner.noise_specs(num_envs) if plans else {"eps": NoiseSpec("normal", (num_envs, self.spec.action_dim))}
         noise = dict(self.flat.streams.acting(mode).draw(specs))
         if not plans and not explores:
             noise["eps"] = torch.zeros_like(noise["eps"])
-        return noise | (self.streams["goals"].draw({"codes": NoiseSpec("normal", codes)}) if explores else {})
+        return noise | (self.streams["goals"].draw(self.setter.noise_specs(num_envs)) if explores else {})
 
-    def choose(self, z: Tensor, carry: DirectorCarry, eps: Tensor | None) -> DirectorCarry:
-        """Take new goals where they are due, drawn with noise [E, L, C], or without any the most likely ones: latents [E, Z]."""
-        code, due = self.hierarchy.manager.choose(z, eps), carry.left == 0
-        goal = torch.where(due[:, None], self.hierarchy.goals.decode(code), carry.goal)
-        number = torch.where(due[:, None], code.argmax(-1).to(carry.code.dtype), carry.code)
-        return carry._replace(goal=goal, code=number, left=torch.where(due, self.interval, carry.left) - 1)
-
-    def _decide(self, obs: Tensor, carry: DirectorCarry, noise: Noise, explore: bool) -> tuple[DirectorCarry, PlanResult]:
+    def _decide(self, obs: Tensor, carry: GoalCarry, noise: Noise, explore: bool) -> tuple[GoalCarry, PlanResult]:
         with constant_parameters(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.planner.precision == "bf16"):
             z = self.flat.model.encode(obs)
-            carry = self.choose(z, carry, noise.get("codes"))
+            carry = self.setter.choose(z, carry, noise.get("codes"))
             plan = self._plan(with_goal(z, carry.goal), carry.plan, noise, explore)
         return carry._replace(plan=plan.state), plan
 
     def _refine(self, z: Tensor, state: PlanState, noise: Noise, explore: bool) -> PlanResult:
         return self.flat.planner.plan(self.planning, z, state, noise, explore)
 
-    def _follow_policy(self, obs: Tensor, carry: DirectorCarry, noise: Noise) -> tuple[DirectorCarry, Tensor]:
+    def _follow_policy(self, obs: Tensor, carry: GoalCarry, noise: Noise) -> tuple[GoalCarry, Tensor]:
         z = self.flat.model.encode(obs)
-        carry = self.choose(z, carry, noise.get("codes"))
+        carry = self.setter.choose(z, carry, noise.get("codes"))
         return carry, self.planning.follow(with_goal(z, carry.goal), noise["eps"])
 
     def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
         """Return a replay of windows that are long enough for a goal, with what plans and goals leave in it."""
-        config, window = self.config, max(self.config.window, self.interval)
+        config, window = self.config, max(self.config.window, self.setter.interval)
         extras = {"goal_code": (config.goal_vae.n_latents,)}
         replay = plan_replay(config, self.spec, num_envs, self.device, window, extras)
         first = seed_decisions(config, self.spec.episode_length)
@@ -183,9 +164,3 @@ class Director:
         self.learner.load_state_dict(state["learner"])
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])
-
-
-def first_steps(batch: SequenceBatch, steps: int) -> SequenceBatch:
-    """Return the first steps of windows: [T, B, ...] -> [steps, B, ...], observations [steps + 1, B, *O]."""
-    rest = tree_map(lambda part: part[:steps], batch)
-    return rest._replace(obs=batch.obs[: steps + 1])

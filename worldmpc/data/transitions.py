@@ -31,3 +31,9 @@ def n_step_transitions(batch: SequenceBatch, discount: float) -> TransitionBatch
         remaining,
         {name: value[0] for name, value in batch.extras.items()},
     )
+
+
+def first_steps(batch: SequenceBatch, steps: int) -> SequenceBatch:
+    """Return the first steps of windows: [T, B, ...] -> [steps, B, ...], observations [steps + 1, B, *O]."""
+    cut = {name: value[:steps] for name, value in batch._asdict().items() if name not in ("obs", "extras")}
+    return SequenceBatch(batch.obs[: steps + 1], **cut, extras={name: value[:steps] for name, value in batch.extras.items()})

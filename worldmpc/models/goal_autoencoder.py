@@ -35,7 +35,7 @@ class GoalAutoencoder(nn.Module):
 
     def __init__(self, config: GoalVAEConfig, model: ModelConfig, latent_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.config, self.codes, self.classes = config, config.n_latents, config.n_classes
+        self.config, self.codes, self.classes, self.latent_dim = config, config.n_latents, config.n_classes, latent_dim
         self.group_dim, self.strided = model.simnorm_dim, model.simnorm_layout == "strided"
         width, hidden = self.codes * self.classes, [hidden_dim] * 2
         self.encoder = MLP(latent_dim, hidden, width)

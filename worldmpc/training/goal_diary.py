@@ -32,7 +32,7 @@ class GoalDiary:
         agent, carry = self._agent, output.carry
         z, reached = (agent.flat.model.encode(part[:1].to(agent.device))[0] for part in (obs, step.next_obs))
         similarity = agent.hierarchy.similarity(reached, carry.goal[0]).item()
-        begins = int(carry.left[0]) == agent.interval - 1
+        begins = int(carry.left[0]) == agent.setter.interval - 1
         self.steps.append(GoalStep(len(self.steps), begins, similarity, float(step.reward[0])))
         self._latents.append(z)
         self._goals.append(carry.goal[0])
