@@ -634,3 +634,17 @@ def test_named_set_is_checked_before_the_first_run(tmp_path: Path, fails: Callab
     assert "run_dir: several runs of each label" in fails("train", *TINY, "sweep=variants", "-m", "seed=1,2", f"run_dir={tmp_path}/x")
     assert "--cfg: shows the configuration of one run" in fails("train", "sweep=variants", "--cfg")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_stands_for_a_task_and_its_settings(tmp_path: Path, fails: Callable[..., str]):
+    words = ["task=director_walker_walk", "manager.goal_interval=5", "goal_vae.n_classes=4", "manager.batch_size=4"]
+    assert main(["train", *TINY, *words, f"run_dir={tmp_path}/run"]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["task"], config["agent"]) == ("dmc/walker-walk", "director") and config["manager"]["goal_interval"] == 5
+    assert config["goal_vae"] | {"n_latents": 8, "n_classes": 4} == config["goal_vae"]
+    assert (tmp_path / "run" / "goals.csv").exists()
+    assert main(["report", str(tmp_path / "run"), f"out={tmp_path}/c.png"]) == 0 and (tmp_path / "c-goals.png").exists()
+    assert "agent: task=director_walker_walk is a name for agent=director" in fails("train", *words, "agent=tdmpc2")
+    assert "worker.mode: expected one of goal_conditioned, planner_bonus" in fails("train", *words, "worker.mode=both")
+    assert "manager.goal_interval: expected at most the episode's 3 decisions" in fails("train", *TINY, *words, "env.episode_length=3")
+    assert "trainer: agent=sac never reads it; leave it out, or use agent=director" in fails("train", "agent=sac", "trainer=director")
