@@ -234,7 +234,7 @@ MISTAKES = [
     ("planner.mpc=maybe", "planner.mpc: expected bool, got 'maybe'"),
     ("planner=5", "planner.name: expected one of mppi, cem, icem"),
     ("env=5", "env: expected keys below it"),
-    ("agent=dqnn", "agent: unknown agent 'dqnn'; one of tdmpc2, tdmpc_square, boom, bmpc, mpc"),
+    ("agent=dqnn", "agent: unknown agent 'dqnn'; one of tdmpc2, tdmpc_square, boom, bmpc, director, mpc"),
     ("preset=tuned", "preset: agent=tdmpc2 has no tuned settings for toy/pointmass"),
     ("env.workers=proces", "env.workers: expected one of sync, async"),
     ("model.latent_dim=20", "model.latent_dim: expected a multiple of model.simnorm_dim (8), got 20"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ def check_readers(config: RunConfig, given: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: it never reads one of them; the message says who does, or what takes its place.
     """
-    agent, names = config.agent, list(_names(given))
+    agent, names = config.agent, list(_names(config, given))
     for name in names:
         readers = READERS.get(name, READERS.get(name.partition(".")[0], (agent,)))
         if agent not in readers:
@@ -110,10 +111,13 @@ def _check_choice(config: RunConfig, name: str) -> None:
         raise ConfigError(f"{name}: {choice}={now} never reads it; leave it out, or use {choice}={_choice(choices)}")
 
 
-def _names(given: Mapping[str, Any]) -> Iterator[str]:
+def _names(config: RunConfig, given: Mapping[str, Any]) -> Iterator[str]:
     """Yield dotted keys; a section given as text, ``planner="cem"``, is its name."""
-    for section, value in given.items():
-        yield from (f"{section}.{key}" for key in (value if isinstance(value, Mapping) else ("name",)))
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{name}" for name in value)
+        else:
+            yield f"{key}.name" if dataclasses.is_dataclass(getattr(config, key)) else key
 
 
 def _choice(names: tuple[str, ...]) -> str:
