@@ -38,16 +38,15 @@ def make_agent(envs: VecEnv | EnvSpec, preset: str = "default", **overrides: Any
     """
     spec = envs if isinstance(envs, EnvSpec) else envs.spec
     # The agent remembers how its environments were made, so that `evaluate` and `load` play the same task.
-    own: dict[str, Any] = {"task": spec.name, "env.action_repeat": spec.action_repeat, "env.episode_length": spec.episode_length}
-    free = {"task", "env.discount"}
+    fixed: dict[str, Any] = {"env.action_repeat": spec.action_repeat, "env.episode_length": spec.episode_length}
+    known: dict[str, Any] = {"task": spec.name}
     if isinstance(envs, VecEnv):
-        own |= {"env.num_envs": envs.num_envs, "env.simulator_state": envs.config.simulator_state}
+        fixed |= {"env.num_envs": envs.num_envs, "env.simulator_state": envs.config.simulator_state}
         if envs.config.discount is not None:  # else the agent's or preset's own stays
-            own["env.discount"] = envs.config.discount
-    else:
-        free |= {"env.num_envs", "env.simulator_state"}
-    config = make_config(preset, **merge(nest(own), nest(overrides)))
-    _check_overrides(config, overrides, {name: value for name, value in own.items() if name not in free})
+            known["env.discount"] = envs.config.discount
+    over = nest(overrides)
+    config = make_config(preset, **merge(nest({**known, **fixed}), over))
+    _check_overrides(config, over, fixed)
     agent = agents.make_agent(config, spec, resolve_device(config.device))
     if (warning := auxiliary_warning(config.multi_gamma)) is not None:
         warnings.warn(warning, stacklevel=2)
@@ -145,14 +144,12 @@ def load(path: str | Path, task: Task | None = None, *, device: str = "auto") ->
 
 def _check_overrides(config: RunConfig, overrides: Mapping[str, Any], envs: Mapping[str, Any]) -> None:
     """Refuse what is of a run alone, and what the environments, which are there already, have otherwise."""
-    for name in nest(overrides):
+    for name in overrides:
         if name in _OF_A_RUN:
             raise ConfigError(f"{name}: only worldmpc.run reads it, an agent in memory does not; leave it out")
     for name, value in envs.items():
-        if lookup(config, name) != value:
-            raise ConfigError(
-                f"{name}: the environments were made with {value}, got {lookup(config, name)}; pass it to make_envs, in EnvConfig"
-            )
+        if (given := lookup(config, name)) != value:
+            raise ConfigError(f"{name}: the environments were made with {value}, got {given}; pass it to make_envs, in EnvConfig")
 
 
 def _check_fits(agent: Agent, envs: VecEnv) -> None:

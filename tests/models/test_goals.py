@@ -200,7 +200,7 @@ def test_terminal_values_match_the_rewards(discrete):
     model = world(discrete)
     own = hierarchy(model)
     z, eps, critics = with_goal(latents(5), latents(5).roll(1, 0)), torch.zeros(5, 2), torch.tensor([0, 1])
-    task, goal = model.terminal_value(z[:, :16], eps, critics), GoalDirected(model, own.worker, own.similarity, 1, 1).goal_value(z, eps)
+    task, goal = model.terminal_value(z[:, :16], eps, critics), own.worker.value(z, eps, model.two_hot)
     assert goal.abs().max() > 0 and task.abs().max() > 0
     for weights in ((1.0, 0.0), (0.0, 1.0), (0.2, 0.5)):
         found = GoalDirected(model, own.worker, own.similarity, *weights).terminal_value(z, eps, critics)

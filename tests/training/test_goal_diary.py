@@ -39,6 +39,8 @@ def test_an_episode_is_noted_and_goals_stand_beside_its_frames():
 
 def test_a_run_draws_its_goals(tmp_path):
     quiet = {"log.progress": "none", "log.tensorboard": False, "steps": 80, "eval_freq": 40, "run_dir": str(tmp_path / "run")}
-    folder = run(make_config("debug", agent="director", task="toy/pointmass", **SMALL, **quiet)).run_dir
+    heads = {"multi_gamma.enabled": True, "multi_gamma.gammas": ["primary", 0.9]}
+    folder = run(make_config("debug", agent="director", task="toy/pointmass", **SMALL, **heads, **quiet)).run_dir
+    assert (folder / "snapshots.jsonl").exists()  # as TD-MPC2 leaves them
     assert len(load_goals(folder / GOALS)) == 10 and (folder / "goals.png").exists() and (folder / "final.mp4").exists()
     assert not (run(make_config("debug", task="toy/pointmass", **{**quiet, "run_dir": str(tmp_path / "flat")})).run_dir / GOALS).exists()

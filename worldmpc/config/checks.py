@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from worldmpc.config.base import ConfigError, lookup
@@ -173,8 +173,12 @@ def _check_model(config: RunConfig) -> None:
     _require(config, model.log_std_max > model.log_std_min, "model.log_std_max", f"more than model.log_std_min ({model.log_std_min})")
 
 
-_LATENT = f"{', '.join(LATENT[:-1])} and {LATENT[-1]}"
-_STACKED = _LATENT.replace(", boom and director", " and boom")  # whose seeds are trained as one batched model
+def _all_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+_LATENT = _all_of(LATENT)
+_STACKED = _all_of([agent for agent in LATENT if agent != "director"])  # whose seeds are trained as one batched model
 _WITHOUT_PRIOR = {"mpc": "learns nothing", "pets": "learns dynamics alone"}
 
 

@@ -131,14 +131,14 @@ def make_envs(task: Task, config: EnvConfig | None = None, *, seed: int = 1, ren
 
 
 @contextmanager
-def borrowed_envs(task: Task, config: EnvConfig | None = None, *, seed: int = 1) -> Iterator[VecEnv]:
+def borrowed_envs(task: Task, config: EnvConfig | None = None, *, seed: int = 1, render: bool = False) -> Iterator[VecEnv]:
     """Make environments for the length of a ``with`` block, and close them unless they are objects of the caller's.
 
     Raises:
         ConfigError: see :func:`make_envs`.
         EnvError: see :func:`make_envs`.
     """
-    envs = make_envs(task, config, seed=seed)
+    envs = make_envs(task, config, seed=seed, render=render)
     try:
         yield envs
     finally:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worldmpc.config import ManagerConfig, WorkerConfig
-from worldmpc.losses.policy import update_scale
+from worldmpc.losses.policy import GREEDY, update_scale
 from worldmpc.models.goal_autoencoder import GoalAutoencoder
 from worldmpc.models.goal_directed import with_goal
 from worldmpc.models.hierarchy import EXPLORATION, EXTRINSIC, Hierarchy, Worker
@@ -123,18 +123,11 @@ def worker_value_loss(hierarchy: Hierarchy, model: WorldModel, batch: WorkerBatc
     with torch.no_grad():
         latent, goal = batch.next_zg.chunk(2, -1)
         reward = hierarchy.similarity(latent, goal)
-        target = reward + gamma * (1 - batch.terminated) * _slow_value(worker, model, batch.next_zg, noise)
+        target = reward + gamma * (1 - batch.terminated) * worker.value(batch.next_zg, noise.get("worker_next"), model.two_hot, slow=True)
     share = batch.real / batch.real.sum().clamp(min=1)
     loss = (model.two_hot.loss(worker.q_logits(batch.zg, batch.action), target).mean(0) * share).sum()
     metrics = {"goal_reward": (reward * share).sum(), "value_target": (target * share).sum(), "value_loss": loss.detach()}
     return loss, {f"worker/{name}": value for name, value in metrics.items()}
-
-
-def _slow_value(worker: Worker, model: WorldModel, zg: Tensor, noise: Noise) -> Tensor:
-    decode = model.two_hot.decode
-    if worker.discrete:
-        return (worker.probs(zg) * decode(worker.choice_logits(zg, slow=True)).amin(0)).sum(-1)
-    return decode(worker.q_logits(zg, worker.propose(zg, noise["worker_next"]), slow=True)).amin(0)
 
 
 def worker_policy_loss(
@@ -151,7 +144,7 @@ def worker_policy_loss(
         log_probs = torch.log_softmax(worker.pi(batch.zg), -1)
         expected = (log_probs.exp() * values).sum(-1)
         scale = update_scale(scale, expected.detach(), tau)
-        best = torch.softmax(values / (scale * max(entropy_coef, 1e-6)), -1)  # what the objective is largest at
+        best = torch.softmax(values / (scale * max(entropy_coef, GREEDY)), -1)  # what the objective is largest at
         loss, entropy = (-(best * log_probs).sum(-1) * share).sum(), -(log_probs.exp() * log_probs).sum(-1)
     else:
         sample = worker.policy(batch.zg, noise["worker_policy"])

@@ -69,16 +69,8 @@ class GoalDirected:
         if self.task_weight:
             value = value + self.task_weight * self.model.terminal_value(latent, eps, critics)
         if self.worker is not None and self.goal_weight:
-            value = value + self.goal_weight * self.goal_value(z, eps)
+            value = value + self.goal_weight * self.worker.value(z, eps, self.model.two_hot)
         return value
-
-    def goal_value(self, z: Tensor, eps: Tensor) -> Tensor:
-        """Mean of the worker's critics, at a sampled action or expected over choices: [..., 2 Z], [..., A] -> [...]."""
-        worker, decode = self.worker, self.model.two_hot.decode
-        assert worker is not None
-        if worker.discrete:
-            return (worker.probs(z) * decode(worker.choice_logits(z)).mean(0)).sum(-1)
-        return decode(worker.q_logits(z, worker.propose(z, eps))).mean(0)
 
     def _reward(self, task: Tensor, latent: Tensor, goal: Tensor) -> Tensor:
         return self.task_weight * task + self.goal_weight * self.similarity(latent, goal)

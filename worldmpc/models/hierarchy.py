@@ -12,6 +12,7 @@ from worldmpc.models import heads
 from worldmpc.models.goal_autoencoder import GoalAutoencoder, mixed
 from worldmpc.models.nets import MLP, EnsembleMLP, init_weights
 from worldmpc.models.similarity import make_similarity
+from worldmpc.models.two_hot import TwoHot
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import derive_seed, gumbel
 from worldmpc.types import PolicySample
@@ -90,6 +91,17 @@ class Worker(nn.Module):
         """Two-hot logits of all critics for every choice: [..., 2 Z] -> [Q, ..., A, K]."""
         choices = torch.eye(self.action_dim, device=zg.device, dtype=zg.dtype).expand(*zg.shape[:-1], -1, -1)
         return self.q_logits(zg[..., None, :].expand(*choices.shape[:-1], -1), choices, slow)
+
+    def value(self, zg: Tensor, eps: Tensor | None, two_hot: TwoHot, slow: bool = False) -> Tensor:
+        """Mean of the critics, or least of the slow ones, at a sampled action or expected over choices: [..., 2 Z], [..., A] -> [...]."""
+        if self.discrete:
+            return (self.probs(zg) * _reduced(two_hot.decode(self.choice_logits(zg, slow)), slow)).sum(-1)
+        assert eps is not None
+        return _reduced(two_hot.decode(self.q_logits(zg, self.propose(zg, eps), slow)), slow)
+
+
+def _reduced(values: Tensor, least: bool) -> Tensor:
+    return values.amin(0) if least else values.mean(0)
 
 
 class Hierarchy(nn.Module):

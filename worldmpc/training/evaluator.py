@@ -28,7 +28,9 @@ MAX_ENVS = 10
 
 
 @contextmanager
-def evaluation_envs(task: Task, config: EnvConfig, episodes: int, *, seed: int, at_most: int = MAX_ENVS) -> Iterator[VecEnv]:
+def evaluation_envs(
+    task: Task, config: EnvConfig, episodes: int, *, seed: int, at_most: int = MAX_ENVS, render: bool = False
+) -> Iterator[VecEnv]:
     """Make the environments of an evaluation for the length of a ``with`` block, in this process.
 
     There is one per episode, but no more than ``at_most`` where episodes have a time limit; an environment object is as many as it is.
@@ -41,9 +43,9 @@ def evaluation_envs(task: Task, config: EnvConfig, episodes: int, *, seed: int, 
     local = dataclasses.replace(config, num_envs=1 if is_object else min(episodes, at_most), workers="sync", num_workers=None)
     with ExitStack() as stack:
         plain = EnvConfig() if isinstance(task, gymnasium.vector.VectorEnv) else local
-        envs = stack.enter_context(borrowed_envs(task, plain, seed=seed))
+        envs = stack.enter_context(borrowed_envs(task, plain, seed=seed, render=render))
         if envs.spec.episode_length is None and envs.num_envs < episodes and not is_object:
-            envs = stack.enter_context(borrowed_envs(task, dataclasses.replace(local, num_envs=episodes), seed=seed))
+            envs = stack.enter_context(borrowed_envs(task, dataclasses.replace(local, num_envs=episodes), seed=seed, render=render))
         yield envs
 
 

@@ -136,7 +136,7 @@ class SnapshotHook:
         batch = source.replay.sample(torch.rand(agent.config.multi_gamma.log_num_examples, dtype=torch.float64, generator=draw))
         found = self.snapshot(batch, stream.draw(agent.objectives.noise_specs(*batch.reward.shape)))
         plain = {name: values.tolist() for name, values in found.items()}
-        self.logger.log_snapshot(_counters(state) | {"gammas": list(agent.model.auxiliary.gammas), **plain})
+        self.logger.log_snapshot(_counters(state) | {"gammas": list(agent.objectives.model.auxiliary.gammas), **plain})
 
 
 class CheckpointHook:

@@ -111,7 +111,8 @@ def run_seeds(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple
 
 
 def _has_auxiliary(agent: Agent) -> bool:
-    return getattr(agent.model, "auxiliary", None) is not None
+    objectives = getattr(agent, "objectives", None)
+    return objectives is not None and objectives.model.auxiliary is not None
 
 
 def _stackable(agent: Agent) -> TDMPC2:
@@ -344,12 +345,7 @@ def record_video(path: Path, task: Task, config: RunConfig, agent: Agent, *, mod
     Raises:
         EnvError: the environment cannot render.
     """
-    with make_envs(
-        task,
-        dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None),
-        seed=config.seed if seed is None else seed,
-        render=True,
-    ) as envs:
+    with evaluation_envs(task, config.env, 1, seed=config.seed if seed is None else seed, render=True) as envs:
         diary = GoalDiary(agent) if isinstance(agent, Director) else None
         result = evaluate(agent, envs, 1, mode=mode, record=True, watch=None if diary is None else diary.note)
         write_video(path, result.frames if diary is None else diary.beside(result.frames), fps=25)
