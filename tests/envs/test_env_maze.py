@@ -12,25 +12,6 @@ from worldmpc.config import ConfigError
 from worldmpc.envs import canonical_task, list_tasks, make_envs
 from worldmpc.envs.maze import LAYOUTS, PointMaze
 
-DIRECTIONS = {(0, 1): (0.0, 1.0), (1, 0): (1.0, 0.0), (0, -1): (0.0, -1.0), (-1, 0): (-1.0, 0.0)}
-
-
-def way(maze: PointMaze) -> list[tuple[int, int]]:
-    """Return the cells from start to goal."""
-    came: dict[tuple[int, int], tuple[int, int] | None] = {tuple(maze.start): None}
-    queue = [tuple(maze.start)]
-    for cell in queue:
-        for step in DIRECTIONS:
-            near = cell[0] + step[0], cell[1] + step[1]
-            if near not in came and not maze.walls[near]:
-                came[near] = cell
-                queue.append(near)
-    cells, cell = [], tuple(maze.goal)
-    while cell is not None:
-        cells.append(cell)
-        cell = came[cell]
-    return cells[::-1]
-
 
 def towards(maze: PointMaze, cell: tuple[int, int]) -> np.ndarray:
     return np.clip((np.array(cell) + 0.5 - maze._position) / maze.SPEED, -1, 1)
@@ -41,15 +22,16 @@ def test_the_way_leads_to_the_goal_and_is_paid_there(name: str) -> None:
     maze = PointMaze(name)
     check_env(maze, skip_render_check=True)
     maze.reset(seed=1)
-    cells, total, index = way(maze), 0.0, 0
-    assert len(cells) - 1 == maze.shortest
+    cells, total, index = maze.way, 0.0, 0
+    best = 200 - 4 * (len(cells) - 1)
+    assert all(abs(a - c) + abs(b - d) == 1 for (a, b), (c, d) in zip(cells, cells[1:], strict=False))
     for time in range(1, 201):
         if np.abs(maze._position - (np.array(cells[index]) + 0.5)).max() < 0.01 and index + 1 < len(cells):
             index += 1
         _, reward, terminated, truncated, info = maze.step(towards(maze, cells[index]))
         total += reward
         assert not terminated and truncated == (time == 200) and info["success"] == reward
-    assert 200 - 4 * maze.shortest - 8 <= total <= 200 - 4 * maze.shortest + 8
+    assert best - 8 <= total <= best + 8
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

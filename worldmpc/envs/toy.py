@@ -7,7 +7,6 @@ transition is lost or invented.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -15,8 +14,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from worldmpc.config import ConfigError
-from worldmpc.envs.wrappers import SuiteEnv
+from worldmpc.envs.wrappers import SuiteEnv, nearest_name
 
 End = Literal["terminated", "truncated"]
 Result = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
@@ -327,12 +325,7 @@ def resolve(name: str) -> str:
     Raises:
         ConfigError: no such task.
     """
-    spelled = name.lower().replace("_", "-")
-    if spelled in MAKERS:
-        return spelled
-    near = difflib.get_close_matches(spelled, MAKERS, n=1)
-    hint = f"did you mean toy/{near[0]}?" if near else f"one of {', '.join(f'toy/{task}' for task in MAKERS)}"
-    raise ConfigError(f"task: unknown task 'toy/{name}'; {hint}")
+    return nearest_name(name, name.lower().replace("_", "-"), "toy", MAKERS)
 
 
 def make(name: str, *, index: int = 0, unlimited: bool = False, render: bool = False) -> SuiteEnv:

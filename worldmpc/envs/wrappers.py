@@ -6,8 +6,9 @@ time limit applied, errors that name the task, and an :class:`~worldmpc.types.En
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -200,6 +201,19 @@ class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _failure(self, verb: str, error: Exception) -> EnvError:
         text = " ".join(str(error).split())
         return EnvError(f"{self.env_spec.name}: environment {self.index} raised {type(error).__name__} in {verb}: {text}")
+
+
+def nearest_name(name: str, spelled: str, suite: str, names: Collection[str]) -> str:
+    """Return how a suite spells a name, if it has it.
+
+    Raises:
+        ConfigError: there is none; the message has the nearest one, or all.
+    """
+    if spelled in names:
+        return spelled
+    near = difflib.get_close_matches(spelled, names, n=1)
+    hint = f"did you mean {suite}/{near[0]}?" if near else f"one of {', '.join(f'{suite}/{task}' for task in names)}"
+    raise ConfigError(f"task: unknown task '{suite}/{name}'; {hint}")
 
 
 def success_of(info: Mapping[str, Any]) -> float | None:
