@@ -204,11 +204,23 @@ def test_what_lies_behind_an_imagined_end_counts_for_nothing():
     assert_close(returns[EXTRINSIC, 0], imagined.reward[EXTRINSIC, 0])
 
 
+def test_advantages_have_no_scale():
+    """Small returns of exploration count as much as large ones where the task has none."""
+    model = world(terminates=False)
+    own = hierarchy(model)
+    imagined = losses.imagine(own, model, latents(5), draw(losses.imagination_noise(MANAGER, own, 2, 5)))
+    returns = torch.stack((torch.zeros(3, 5), torch.rand(3, 5, generator=generator())))
+    found = [losses.manager_actor_loss(MANAGER, own, model, imagined, factor * returns, torch.ones(2), 0.0)[0] for factor in (0.1, 10.0)]
+    assert_close(found[0], found[1])
+    nothing, _, metrics = losses.manager_actor_loss(MANAGER, own, model, imagined, 0 * returns, torch.ones(2), 0.0)
+    assert_close(nothing, -MANAGER.ent_coef * metrics["manager/entropy"])
+
+
 def test_the_manager_learns_which_goal_pays():
     """A bandit: class 0 of the first code returns 1, the others nothing."""
     model = world()
-    own = hierarchy(model)
-    config = ManagerConfig(goal_interval=1, imagined_goals=1, ent_coef=1e-3, intrinsic_coef=0.0)
+    config = ManagerConfig(goal_interval=1, imagined_goals=1, ent_coef=0.05, intrinsic_coef=0.0)
+    own = hierarchy(model, config)
     optimizer, z = torch.optim.Adam(own.manager.actor.parameters(), 3e-3), latents(64)
     stream = NoiseStream(1, "bandit")
     for _ in range(150):

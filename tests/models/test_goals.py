@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from worldmpc.config import GoalVAEConfig, ManagerConfig, ModelConfig, WorkerConfig
-from worldmpc.models.goal_autoencoder import BETA_RANGE, GoalAutoencoder, mixed
+from worldmpc.models.goal_autoencoder import WEIGHT_RANGE, GoalAutoencoder, mixed
 from worldmpc.models.goal_directed import GoalDirected, with_goal
 from worldmpc.models.hierarchy import Hierarchy
 from worldmpc.models.nets import init_weights
@@ -45,8 +45,9 @@ def world(discrete=False, terminates=True, **values) -> WorldModel:
     return model
 
 
-def hierarchy(model, **worker) -> Hierarchy:
-    own = Hierarchy(GoalVAEConfig(n_latents=3, n_classes=4), ManagerConfig(goal_interval=4), WorkerConfig(**worker), model, seed=1)
+def hierarchy(model, manager=None, **worker) -> Hierarchy:
+    manager = ManagerConfig(goal_interval=4) if manager is None else manager
+    own = Hierarchy(GoalVAEConfig(n_latents=3, n_classes=4), manager, WorkerConfig(**worker), model, seed=1)
     if own.worker is not None:
         with torch.no_grad():
             own.worker.q.layers[-1].weight.normal_(std=0.1, generator=generator(3))
@@ -149,17 +150,44 @@ def test_the_weight_of_the_divergence_follows_its_target():
     goals.beta.fill_(0.1)
     for kl, factor in ((1.2 * target, 1.1), (0.8 * target, 1 / 1.1), (1.05 * target, 1.0), (0.95 * target, 1.0)):
         before = goals.beta.item()
-        goals.adapt(torch.tensor(kl), on)
+        goals.adapt(torch.tensor(kl), on, on)
         assert goals.beta.item() == pytest.approx(before * factor)
-    goals.adapt(torch.tensor(9 * target), torch.ones(()))
+    goals.adapt(torch.tensor(9 * target), on, torch.ones(()))
     assert goals.beta.item() == pytest.approx(0.1)
-    for kl, end in ((0.0, BETA_RANGE[0]), (9 * target, BETA_RANGE[1])):
+    for kl, end in ((0.0, WEIGHT_RANGE[0]), (9 * target, WEIGHT_RANGE[1])):
         for _ in range(200):
-            goals.adapt(torch.tensor(kl), on)
+            goals.adapt(torch.tensor(kl), on, on)
         assert goals.beta.item() == pytest.approx(end)
     fixed = autoencoder(beta=0.3)
-    fixed.adapt(torch.tensor(0.0), on)
+    fixed.adapt(torch.tensor(0.0), on, on)
     assert fixed.beta.item() == pytest.approx(0.3)
+
+
+def test_novelty_is_measured_by_what_is_usually_lost():
+    goals, z, on = autoencoder(), latents(9), torch.zeros(())
+    assert_close(goals.novelty(z), goals.lost(z))
+    for _ in range(2_000):
+        goals.adapt(on, torch.tensor(1e-3), on)
+    assert_close(goals.novelty(z), 1e3 * goals.lost(z), rtol=1e-3, atol=0)
+    goals.adapt(on, torch.tensor(1.0), torch.ones(()))
+    assert_close(goals.novelty(z), 1e3 * goals.lost(z), rtol=1e-3, atol=0)
+
+
+def test_the_weight_of_the_entropy_follows_its_target():
+    model, on = world(), torch.zeros(())
+    boss = hierarchy(model, manager=ManagerConfig(ent_coef=None, ent_target=0.25)).manager
+    target, least = 0.25 * boss.most_entropy, 0.75 * boss.most_entropy
+    before = boss.ent_coef.item()
+    boss.adapt(torch.tensor(target - 0.2 * least), on)  # too sure of itself
+    assert boss.ent_coef.item() == pytest.approx(1.1 * before)
+    boss.adapt(torch.tensor(target), on)
+    boss.adapt(torch.tensor(0.0), torch.ones(()))
+    assert boss.ent_coef.item() == pytest.approx(1.1 * before)
+    boss.adapt(torch.tensor(target + 0.2 * least), on)
+    assert boss.ent_coef.item() == pytest.approx(before)
+    fixed = hierarchy(model).manager
+    fixed.adapt(on, on)
+    assert fixed.ent_coef.item() == pytest.approx(0.01)
 
 
 def test_networks_beside_leave_the_world_model_as_it_is():

@@ -35,7 +35,7 @@ _AT_LEAST_0 = (
     "planner.guidance, planner.gradient_steps, planner.c_puct, optim.warmup_updates, threads, seed, loss.consistency_coef, "
     "loss.reward_coef, loss.value_coef, loss.termination_coef, loss.entropy_coef, dynamics.weight_decay, mbmpc.gradient_steps, "
     "ppo.vf_coef, ppo.ent_coef, td3.exploration_noise, td3.target_noise, td3.noise_clip, planner.uncertainty_coef, "
-    "manager.ent_coef, manager.intrinsic_coef, worker.task_weight, "
+    "manager.intrinsic_coef, worker.task_weight, "
     "policy.scale_threshold, reanalyze.interval, multi_gamma.loss_weight, multi_gamma.hidden_layers"
 )
 _POSITIVE = (
@@ -45,7 +45,7 @@ _POSITIVE = (
 )
 _SHARES = (
     "planner.uniform_mix, planner.keep_elites, planner.root_noise, dqn.epsilon_start, dqn.epsilon_end, dqn.epsilon_fraction, "
-    "ppo.gae_lambda, value.lam, manager.lam, goal_vae.kl_target"
+    "ppo.gae_lambda, value.lam, manager.lam, manager.ent_target, goal_vae.kl_target"
 )
 _SHARES_BELOW_1 = "goal_vae.unimix, manager.gamma, worker.gamma, planner.momentum, dynamics.holdout, ppo.gamma, model.dropout"
 _RATES = "manager.tau, loss.rho, loss.tau, optim.enc_lr_scale, optim.final_lr_scale, mbmpc.tau, sac.tau, td3.tau"
@@ -72,6 +72,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("policy.prior_coef", lambda value: value is None or value >= 0, "0 or more, or null"),
     ("label", lambda value: value is None or re.fullmatch(r"[A-Za-z0-9_.+-]+", value) is not None, "letters, digits and _ . + -"),
     ("goal_vae.beta", lambda value: value is None or value >= 0, "0 or more, or null"),
+    ("manager.ent_coef", lambda value: value is None or value >= 0, "0 or more, or null"),
     ("worker.goal_weight", lambda value: value is None or value >= 0, "0 or more, or null"),
     ("sac.alpha", lambda value: value is None or value >= 0, "0 or more, or null"),
 )

@@ -90,7 +90,8 @@ class HierarchyLearner:
         real = torch.cat((torch.ones_like(batch.mask[:1]), batch.mask[:steps]))
         loss, metrics = self._losses["goals"](self.hierarchy.goals, z.flatten(0, 1), real.flatten(), self.temperature, noise)
         _, skip = self.descent.step("goals", loss, torch.zeros_like(self.descent.skipped))
-        self.hierarchy.goals.adapt(metrics["goal_vae/kl"], skip)
+        lost = metrics["goal_vae/recon_loss"] - metrics["goal_vae/latent_entropy"]
+        self.hierarchy.goals.adapt(metrics["goal_vae/kl"], lost, skip)
         if self.hierarchy.worker is not None:
             found, skip = self._work(batch, z, noise, skip)
             metrics |= found
@@ -129,6 +130,7 @@ class HierarchyLearner:
         _, skip = self.descent.step("manager.actor", actor_loss, torch.zeros_like(self.descent.skipped))
         _, skip = self.descent.step("manager.critics", critic_loss, skip)
         scales.copy_(torch.where(skip > 0, scales, new))
+        manager.adapt(found["manager/entropy"], skip)
         polyak(manager.slow_critics, manager.critics, own.tau * (1 - skip))
         self.descent.skipped += skip
         return metrics | found

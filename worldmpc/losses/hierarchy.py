@@ -19,8 +19,8 @@ from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec
 from worldmpc.types import Metrics, Noise, SequenceBatch
 
-LEAST_RANGE = (1.0, 0.01)
-"""Least range of returns that advantages are divided by: of the task's as in TD-MPC2, of the much smaller ones of exploration."""
+LEAST_STD = 1e-3
+"""Least standard deviation that advantages are divided by."""
 
 
 def autoencoder_noise(goals: GoalAutoencoder, rows: int) -> dict[str, NoiseSpec]:
@@ -249,6 +249,9 @@ def manager_actor_loss(
 ) -> tuple[Tensor, Tensor, Metrics]:
     """REINFORCE with the critics as baselines, each return divided by its own running range, minus entropy.
 
+    What is left of both is weighed, and has mean 0 and standard deviation 1 within the batch, so that exploration is not lost beside the
+    entropy where the task has no reward yet.
+
     Args:
         config: weights of exploration and entropy.
         hierarchy: its manager learns.
@@ -263,20 +266,21 @@ def manager_actor_loss(
     """
     manager = hierarchy.manager
     with torch.no_grad():
-        new = [update_scale(scale, own.flatten(), tau, least) for scale, own, least in zip(scales, returns, LEAST_RANGE, strict=True)]
-        scales = torch.stack(new)
+        scales = torch.stack([update_scale(scale, own.flatten(), tau) for scale, own in zip(scales, returns, strict=True)])
         apart = (returns - model.two_hot.decode(manager.critics(imagined.z[:-1]))) / scales[:, None, None]
-        advantage = apart[EXTRINSIC] + config.intrinsic_coef * apart[EXPLORATION]
+        raw = apart[EXTRINSIC] + config.intrinsic_coef * apart[EXPLORATION]
+        advantage = (raw - raw.mean()) / raw.std().clamp(min=LEAST_STD)
         weight = reaching(imagined.cont)
     log_probs = manager.log_probs(imagined.z[:-1])  # [M, N, L, C]
     entropy = -(log_probs.exp() * log_probs).sum((-1, -2))
     taken = (log_probs * imagined.code).sum((-1, -2))
-    loss = -((advantage * taken + config.ent_coef * entropy) * weight).mean()
+    loss = -((advantage * taken + manager.ent_coef * entropy) * weight).mean()
     metrics = {
         "actor_loss": loss.detach(),
         "entropy": entropy.detach().mean(),
-        "advantage": advantage.mean(),
-        "advantage_std": advantage.std(),
+        "ent_coef": manager.ent_coef.clone(),
+        "advantage": raw.mean(),
+        "advantage_std": raw.std(),
         "return_scale": scales[EXTRINSIC],
         "exploration_scale": scales[EXPLORATION],
     }

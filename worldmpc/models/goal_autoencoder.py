@@ -13,10 +13,12 @@ from worldmpc.models.nets import MLP, SimNorm
 from worldmpc.models.similarity import in_groups
 from worldmpc.noise import gumbel
 
-BETA_RANGE, BETA_STEP, BETA_SLACK = (1e-5, 1.0), 1.1, 0.1
-"""Adapted weight of the divergence: where it lies, by what factor it moves, and how far off the target it does not."""
+WEIGHT_RANGE, WEIGHT_STEP, SLACK = (1e-5, 1.0), 1.1, 0.1
+"""Adapted weight of a divergence: where it lies, by what factor it moves, and how far off the target it does not."""
 SMALLEST = 1e-8
-"""Least probability whose logarithm is taken."""
+"""Least probability whose logarithm is taken, and least loss that others are compared with."""
+LOSS_RATE = 0.01
+"""Rate at which the usual loss follows that of the replay."""
 
 
 class GoalAutoencoder(nn.Module):
@@ -32,6 +34,7 @@ class GoalAutoencoder(nn.Module):
     """
 
     beta: Tensor
+    usual_loss: Tensor
 
     def __init__(self, config: GoalVAEConfig, model: ModelConfig, latent_dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -40,12 +43,14 @@ class GoalAutoencoder(nn.Module):
         width, hidden = self.codes * self.classes, [hidden_dim] * 2
         self.encoder = MLP(latent_dim, hidden, width)
         self.decoder = MLP(width, hidden, latent_dim, SimNorm(model.simnorm_dim, model.simnorm_layout))
-        self.register_buffer("beta", torch.empty(()))
-        self.reset_beta()
+        for name in ("beta", "usual_loss"):
+            self.register_buffer(name, torch.empty(()))
+        self.reset_running()
 
-    def reset_beta(self) -> None:
-        """Begin with the weight of the divergence anew."""
-        self.beta.fill_(BETA_RANGE[1] if self.config.beta is None else self.config.beta)
+    def reset_running(self) -> None:
+        """Begin anew with the weight of the divergence, and with what is usually lost of a latent."""
+        self.beta.fill_(WEIGHT_RANGE[1] if self.config.beta is None else self.config.beta)
+        self.usual_loss.fill_(1.0)
 
     @property
     def most_kl(self) -> float:
@@ -87,25 +92,40 @@ class GoalAutoencoder(nn.Module):
         """Entropy of a latent's groups, mean over groups, in nats: [..., Z] -> [...]."""
         return self.cross_entropy(z, z)
 
-    def novelty(self, z: Tensor) -> Tensor:
-        """What is lost of a latent on the way through its codes, KL(latent || reconstruction), mean over groups: [..., Z] -> [...]."""
+    def lost(self, z: Tensor) -> Tensor:
+        """What a latent loses through its codes, KL(latent || reconstruction), mean over groups, in nats: [..., Z] -> [...]."""
         return self.cross_entropy(z, self.reconstruct(z)) - self.entropy(z)
+
+    def novelty(self, z: Tensor) -> Tensor:
+        """How much more is lost of a latent than of the replay's, so that its scale is none of the latents': [..., Z] -> [...]."""
+        return self.lost(z) / self.usual_loss.clamp(min=SMALLEST)
 
     def kl(self, log_probs: Tensor) -> Tensor:
         """Divergence of codes from uniform ones, in nats: [..., L, C] -> [...]."""
         return self.most_kl + (log_probs.exp() * log_probs).sum((-1, -2))
 
     @torch.no_grad()
-    def adapt(self, kl: Tensor, skip: Tensor) -> None:
-        """Move the weight of the divergence [] towards where that is ``kl_target``, unless it is fixed, or ``skip`` [] is 1."""
-        if self.config.beta is not None:
-            return
-        target = self.config.kl_target * self.most_kl
-        factor = torch.where(kl > (1 + BETA_SLACK) * target, BETA_STEP, torch.where(kl < (1 - BETA_SLACK) * target, 1 / BETA_STEP, 1.0))
-        self.beta.copy_(torch.where(skip > 0, self.beta, (self.beta * factor).clamp(*BETA_RANGE)))
+    def adapt(self, kl: Tensor, loss: Tensor, skip: Tensor) -> None:
+        """Move the running values after a batch, unless ``skip`` [] is 1.
+
+        Args:
+            kl: [] divergence of its codes from uniform ones; its weight moves towards where that is ``kl_target``, unless it is fixed.
+            loss: [] what was lost of its latents.
+            skip: [].
+        """
+        self.usual_loss.lerp_(loss, LOSS_RATE * (1 - skip))
+        if self.config.beta is None:
+            steer(self.beta, kl, self.config.kl_target * self.most_kl, skip)
 
     def _groups(self, z: Tensor) -> Tensor:
         return in_groups(z, self.group_dim, self.strided)
+
+
+def steer(weight: Tensor, divergence: Tensor, target: float, skip: Tensor) -> None:
+    """Move the weight [] of a divergence [] towards where that is its target, unless ``skip`` [] is 1, in place."""
+    high, low = divergence > (1 + SLACK) * target, divergence < (1 - SLACK) * target
+    factor = torch.where(high, WEIGHT_STEP, torch.where(low, 1 / WEIGHT_STEP, 1.0))
+    weight.copy_(torch.where(skip > 0, weight, (weight * factor).clamp(*WEIGHT_RANGE)))
 
 
 def mixed(logits: Tensor, uniform: float) -> Tensor:

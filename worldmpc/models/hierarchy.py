@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from worldmpc.config import GoalVAEConfig, ManagerConfig, WorkerConfig
 from worldmpc.models import heads
-from worldmpc.models.goal_autoencoder import GoalAutoencoder, mixed
+from worldmpc.models.goal_autoencoder import GoalAutoencoder, mixed, steer
 from worldmpc.models.nets import MLP, EnsembleMLP, init_weights
 from worldmpc.models.similarity import make_similarity
 from worldmpc.models.two_hot import TwoHot
@@ -19,27 +19,42 @@ from worldmpc.types import PolicySample
 
 EXTRINSIC, EXPLORATION = 0, 1
 """Places of the manager's two critics."""
+FIRST_ENT_COEF = 0.01
+"""Adapted weight of the entropy of goals at the beginning."""
 
 
 class Manager(nn.Module):
     """Chooses the codes of goals, and values latents by task and by exploration apart.
 
     Args:
-        latent_dim: width of the latent, Z.
-        codes: of a goal, L.
-        classes: of each code, C.
+        config: weight of the entropy, or the share that it is kept at.
+        goals: whose codes it chooses.
         hidden_dim: of the hidden layers.
         num_bins: of the two-hot values, K.
-        unimix: share of the uniform distribution in that of each code.
     """
 
-    def __init__(self, latent_dim: int, codes: int, classes: int, hidden_dim: int, num_bins: int, unimix: float) -> None:
+    ent_coef: Tensor
+
+    def __init__(self, config: ManagerConfig, goals: GoalAutoencoder, hidden_dim: int, num_bins: int) -> None:
         super().__init__()
-        self.codes, self.classes, self.unimix = codes, classes, unimix
+        codes, classes, latent_dim = goals.codes, goals.classes, goals.latent_dim
+        self.config, self.codes, self.classes, self.unimix, self.most_entropy = config, codes, classes, goals.config.unimix, goals.most_kl
         hidden = [hidden_dim] * 2
         self.actor = MLP(latent_dim, hidden, codes * classes)
         self.critics = EnsembleMLP(2, latent_dim, hidden, num_bins)
         self.slow_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.register_buffer("ent_coef", torch.empty(()))
+        self.reset_running()
+
+    def reset_running(self) -> None:
+        """Begin with the weight of the entropy anew."""
+        self.ent_coef.fill_(FIRST_ENT_COEF if self.config.ent_coef is None else self.config.ent_coef)
+
+    @torch.no_grad()
+    def adapt(self, entropy: Tensor, skip: Tensor) -> None:
+        """Move the weight of the entropy [] towards where that is ``ent_target``, unless it is fixed, or ``skip`` [] is 1."""
+        if self.config.ent_coef is None:
+            steer(self.ent_coef, self.most_entropy - entropy, (1 - self.config.ent_target) * self.most_entropy, skip)
 
     def log_probs(self, z: Tensor) -> Tensor:
         """Log-probabilities of the codes to choose: [..., Z] -> [..., L, C]."""
@@ -120,13 +135,14 @@ class Hierarchy(nn.Module):
         latent, width, bins = model.latent_dim, model.hidden_dim, model.two_hot.num_bins
         with torch.device("meta"):  # where making layers draws nothing
             autoencoder = GoalAutoencoder(goals, model.config, latent, goals.hidden_dim or width)
-            boss = Manager(latent, goals.n_latents, goals.n_classes, manager.hidden_dim or width, bins, goals.unimix)
+            boss = Manager(manager, autoencoder, manager.hidden_dim or width, bins)
             hand = Worker(model, worker.num_q) if worker.mode == "goal_conditioned" else None
         self.goals, self.manager, self.worker = autoencoder, boss, hand
         self.to_empty(device="cpu")
         generator = torch.Generator().manual_seed(derive_seed(seed, "hierarchy"))
         init_weights(self, generator)
-        self.goals.reset_beta()
+        self.goals.reset_running()
+        self.manager.reset_running()
         self.similarity = make_similarity(worker.similarity, model.config.simnorm_dim, model.config.simnorm_layout == "strided")
         with torch.no_grad():
             values = [(self.manager.critics, self.manager.slow_critics)]
