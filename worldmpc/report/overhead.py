@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import Any
 
-from worldmpc.report.provenance import machine_line
-from worldmpc.report.runs import RunError
+from worldmpc.report.records import named_table
 
 SCHEMA = "worldmpc.overhead/1"
 """What every record says about itself."""
@@ -22,24 +19,18 @@ def overhead_table(words: str) -> str:
     Raises:
         RunError: not one file, or one that is no such record.
     """
-    file = Path(words)
-    if not file.exists():
-        return f"Not measured yet: no `{file.as_posix()}`."
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record["schema"] != SCHEMA:
-            raise ValueError(record["schema"])
-        rows = {row["label"]: row for row in record["rows"]}
-        lines = ["| | parameters | memory, MiB | update, ms | | decision, ms | |", "|---|--:|--:|--:|--:|--:|--:|"]
-        lines += ["| " + " | ".join(_cells(row, rows)) + " |" for row in rows.values()]
-        where = f"`{file.as_posix()}`: `{record['command']}`; {machine_line(record['machine'])}, {record['threads']} threads"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file}: no record of benchmarks.overhead ({error!r})") from error
+    return named_table(words, SCHEMA, "benchmarks.overhead", _table)
+
+
+def _table(record: dict[str, Any]) -> str:
+    rows = {row["label"]: row for row in record["rows"]}
+    lines = ["| | parameters | memory, MiB | update, ms | | decision, ms | |", "|---|--:|--:|--:|--:|--:|--:|"]
+    lines += ["| " + " | ".join(_cells(row, rows)) + " |" for row in rows.values()]
     text = (
         "Median milliseconds, measured in turns; an update holds its share of reanalyses. Beside them the change: of `A1` and on against "
         "`A0`, of the others against `tdmpc2`. Memory: parameters, slow copies and Adam's moments."
     )
-    return "\n".join([*lines, "", text, "", where + "."])
+    return "\n".join([*lines, "", text])
 
 
 def _cells(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> list[str]:

@@ -3,7 +3,7 @@
 ``python -m worldmpc.report.tables README.md docs/results.md`` rewrites the blocks between ``<!-- results:begin -->`` and
 ``<!-- results:end -->``, and likewise ``gates``, ``benchmarks``, ``variants``, ``precision`` and ``planners``. Blocks between
 ``<!-- compare:begin results/variants/*.csv baseline=tdmpc2 -->`` and ``<!-- compare:end -->`` say themselves what they hold, in the words
-of ``worldmpc compare variants=true``; a page may have several. ``overhead`` names its record. With
+of ``worldmpc compare variants=true``; a page may have several. ``overhead`` and ``goals`` name their record. With
 ``--check`` nothing is written, and a stale block is a failure.
 """
 
@@ -20,6 +20,7 @@ from worldmpc.files import write_whole
 from worldmpc.report.benchmarks import Record, Row, Verb, read_records, settings
 from worldmpc.report.compare import MIN_SEEDS, Comparison, compare
 from worldmpc.report.gates import gates_table
+from worldmpc.report.goal_records import goals_table
 from worldmpc.report.overhead import overhead_table
 from worldmpc.report.planners import planners_table
 from worldmpc.report.precision import curves_table, precision_table
@@ -27,7 +28,7 @@ from worldmpc.report.reference import DEFAULT_ALGORITHM
 from worldmpc.report.runs import Run, RunError, load_result_folder
 from worldmpc.report.variant_tables import variants_markdown
 
-BLOCKS = ("results", "gates", "benchmarks", "variants", "precision", "planners", "compare", "overhead")
+BLOCKS = ("results", "gates", "benchmarks", "variants", "precision", "planners", "compare", "overhead", "goals")
 """Kinds of marked blocks."""
 _HEADER = ("task", "preset", "seeds", "simulator steps", "return (min..max)", "prior alone", "published (min..max)", "gate", "data")
 
@@ -167,10 +168,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make(makers: Mapping[str, Callable[[], str]], kind: str, words: str = "") -> str:
-    if kind == "compare":
-        return variants_markdown(words)
-    if kind == "overhead":
-        return overhead_table(words)
+    named = {"compare": variants_markdown, "overhead": overhead_table, "goals": goals_table}
+    if kind in named:
+        return named[kind](words)
     if words:
         raise RunError(f"blocks of {kind} take no words, got '{words}'")
     return makers[kind]()

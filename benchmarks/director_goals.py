@@ -1,9 +1,12 @@
-"""Whether Director's worker reaches held-out future latents: ``python -m benchmarks.director_reach RECORD RUN...``.
+"""Whether Director's codes say something, and its worker reaches held-out latents: ``python -m benchmarks.director_goals RECORD RUN...``.
 
-An agent plays an episode of its own that it has never learned from. At decisions that lie apart by goal intervals the environment's state
-is kept, and the latent that the episode reaches one interval later. The environment is then brought back to each of these states, and the
-worker is given that latent as its goal: how similar is what it reaches to it? Beside that stands how similar the latent is where it
-began, and where uniformly random actions lead.
+Codes: what the goal autoencoder's metrics were after 5,000 updates, as the run logged them. ``recon_loss`` below ``marginal_entropy``,
+what one constant distribution would lose, means that codes say something of the latent.
+
+Reaching: the newest agent plays an episode of its own that it has never learned from. At decisions that lie apart by goal intervals the
+environment's state is kept, and the latent that the episode reaches one interval later. The environment is then brought back to each of
+these states, and the worker is given that latent as its goal: how similar is what it reaches to it? Beside that stands how similar the
+latent is where it began, and where uniformly random actions lead.
 """
 
 from __future__ import annotations
@@ -20,11 +23,15 @@ from torch import Tensor
 import worldmpc
 from worldmpc.agents.director import Director
 from worldmpc.envs import VecEnv, make_envs
+from worldmpc.report.goal_records import SCHEMA
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.runtime import keep_freed_memory, set_threads
+from worldmpc.training.checkpoint import CheckpointStore
 
 PLACES = 20
 """Most states per run."""
+AFTER = 5_000
+"""Updates after which the codes are looked at."""
 
 
 def main() -> None:
@@ -34,10 +41,11 @@ def main() -> None:
     set_threads(1)
     rows = [row(path) for path in runs]
     data = {
-        "schema": "worldmpc.director_reach/1",
+        "schema": SCHEMA,
         "command": command_line(),
         "commit": git_commit(),
         "machine": machine_info(),
+        "threads": 1,
         "rows": rows,
     }
     Path(record).write_text(json.dumps(data, indent=2) + "\n")
@@ -46,8 +54,10 @@ def main() -> None:
 
 
 def row(path: str) -> dict[str, Any]:
-    """Return means over the places of one run."""
-    agent = worldmpc.load(path)
+    """Return what one run's goals are like: its autoencoder's metrics, and means over the places."""
+    newest = CheckpointStore(Path(path) / "checkpoints", keep=1).newest_valid()
+    assert newest is not None, f"{path}: no checkpoint"
+    agent = worldmpc.load(newest)
     assert isinstance(agent, Director)
     config = dataclasses.replace(agent.config.env, num_envs=1, workers="sync", num_workers=None)
     with make_envs(agent.config.task, config, seed=agent.config.seed + 10_000) as envs:
@@ -55,7 +65,16 @@ def row(path: str) -> dict[str, Any]:
         found = [measure(agent, envs, state, goal) for state, goal in places]
     means = torch.tensor(found).mean(0).tolist()
     names = ("reached", "best_on_the_way", "where_it_began", "random_actions")
-    return {"task": agent.config.task, "seed": agent.config.seed, "places": len(places), **dict(zip(names, means, strict=True))}
+    here = {"task": agent.config.task, "seed": agent.config.seed, "updates": agent.updates}
+    return here | codes(Path(path)) | {"places": len(places)} | dict(zip(names, means, strict=True))
+
+
+def codes(run: Path) -> dict[str, Any]:
+    """Return the goal autoencoder's metrics of the first entry after as many updates as :data:`AFTER`."""
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    entry = next(entry for entry in entries if entry["updates"] >= AFTER and "goal_vae/recon_loss" in entry)
+    names = ("recon_loss", "marginal_entropy", "latent_entropy", "perplexity", "kl")
+    return {"codes_after": entry["updates"], **{name: entry[f"goal_vae/{name}"] for name in names}}
 
 
 def held_out(agent: Director, envs: VecEnv) -> list[tuple[dict[str, Tensor], Tensor]]:
