@@ -15,7 +15,7 @@ from worldmpc.agents import make_agent
 from worldmpc.agents.director import Director
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, make_config
-from worldmpc.data.transitions import first_steps
+from worldmpc.data.transitions import first_steps, first_windows
 from worldmpc.envs import make_envs
 from worldmpc.functional import tree_where
 from worldmpc.models import kernels
@@ -64,6 +64,21 @@ def test_without_a_goal_it_is_tdmpc2_bit_for_bit():
         mine, theirs = director.update(batch), flat.update(first_steps(batch, 3))
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs if name != "skipped_updates")
     assert equal(director.flat.model.state_dict().values(), flat.model.state_dict().values())
+
+
+def test_goals_and_worker_may_learn_from_a_part_of_the_batch():
+    state = start(**{"worker.batch_size": 3, "manager.update_every": 2})
+    train(state, [], 80)
+    batch, one, other = state.source.next(), state.agent.learner, make(state.agent.spec, **{"worker.batch_size": 3}).learner
+    other.hierarchy.load_state_dict(one.hierarchy.state_dict())
+    other.load_state_dict(one.state_dict())
+    other.stream.load_state_dict(one.stream.state_dict())
+    other.model.load_state_dict(one.model.state_dict())
+    one.update(batch)
+    other.update(first_windows(batch, 3))
+    for name, parameter in one.hierarchy.goals.named_parameters():
+        assert torch.equal(parameter, other.hierarchy.goals.get_parameter(name))
+    assert equal(one.hierarchy.worker.state_dict().values(), other.hierarchy.worker.state_dict().values())
 
 
 def test_the_online_trainer_is_tdmpc2():

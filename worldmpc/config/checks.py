@@ -28,7 +28,8 @@ _AT_LEAST_1 = (
     "manager.batch_size, manager.update_every, worker.num_q"
 )
 _AT_LEAST_1_OR_NULL = (
-    "loss.horizon, train.reset_every, goal_vae.hidden_dim, manager.hidden_dim, env.action_repeat, env.episode_length, env.num_workers"
+    "loss.horizon, train.reset_every, goal_vae.hidden_dim, manager.hidden_dim, worker.batch_size, "
+    "env.action_repeat, env.episode_length, env.num_workers"
 )
 _AT_LEAST_0 = (
     "planner.num_pi_trajs, planner.extra_iterations, planner.temperature, planner.noise_exponent, planner.pi_noise, planner.beta, "

@@ -66,6 +66,7 @@ class WorkerConfig:
     task_weight: float = key(1.0, "weight of the task's reward in plans")
     gamma: float = key(0.95, "discount of goal rewards, per decision")
     num_q: int = key(2, "critics of goal rewards")
+    batch_size: int | None = key(None, "windows of the batch that goals and worker learn from in an update; null: all of them")
     goals: tuple[float, ...] = key((0.4, 0.4, 0.2), "shares of goals to learn from: the manager's then, future latents, random codes")
 
 

@@ -95,6 +95,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss": {"batch_size": 128},
         "reanalyze": {"batch_size": 10},
         "manager": {"batch_size": 64},
+        "worker": {"batch_size": 64},
         "steps": 100_000,
         "eval_freq": 10_000,
     },

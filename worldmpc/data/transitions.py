@@ -37,3 +37,9 @@ def first_steps(batch: SequenceBatch, steps: int) -> SequenceBatch:
     """Return the first steps of windows: [T, B, ...] -> [steps, B, ...], observations [steps + 1, B, *O]."""
     cut = {name: value[:steps] for name, value in batch._asdict().items() if name not in ("obs", "extras")}
     return SequenceBatch(batch.obs[: steps + 1], **cut, extras={name: value[:steps] for name, value in batch.extras.items()})
+
+
+def first_windows(batch: SequenceBatch, windows: int) -> SequenceBatch:
+    """Return the first windows of a batch, views of it: [T, B, ...] -> [T, windows, ...]."""
+    cut = {name: value[:, :windows] for name, value in batch._asdict().items() if name != "extras"}
+    return SequenceBatch(**cut, extras={name: value[:, :windows] for name, value in batch.extras.items()})

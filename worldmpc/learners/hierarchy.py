@@ -10,6 +10,7 @@ from torch import Tensor
 
 from worldmpc import losses
 from worldmpc.config import RunConfig
+from worldmpc.data.transitions import first_windows
 from worldmpc.functional import Captured, maybe_compile
 from worldmpc.learners.descent import Descent
 from worldmpc.models.goal_directed import with_goal
@@ -65,7 +66,8 @@ class HierarchyLearner:
         self.temperature.fill_(self.hierarchy.goals.temperature(self.updates))
         manages = self.updates % self.config.manager.update_every == 0
         size = batch.reward.shape[1]
-        metrics = self._steps["follow"](batch, self.stream.draw(self.noise_specs(size)))
+        few = min(self.config.worker.batch_size or size, size)
+        metrics = self._steps["follow"](first_windows(batch, few), self.stream.draw(self.noise_specs(few)))
         if manages:
             rows = min(self.config.manager.batch_size, size)
             specs = losses.imagination_noise(self.config.manager, self.hierarchy, self.model.action_dim, rows)
