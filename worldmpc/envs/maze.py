@@ -1,6 +1,6 @@
 """Mazes for a point, with a reward at their end alone: what random exploration does not find. Pure numpy.
 
-``maze/corridor`` is short enough to be found by chance now and then, ``maze/u`` and ``maze/spiral`` are not.
+``maze/corridor`` is short enough to be found by chance now and then, ``maze/hook``, ``maze/u`` and ``maze/spiral`` are not.
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "corridor": (
         "#######",
         "#S   G#",
+        "#######",
+    ),
+    "hook": (
+        "#######",
+        "#S    #",
+        "##### #",
+        "#G    #",
         "#######",
     ),
     "u": (
