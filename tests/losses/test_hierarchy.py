@@ -17,6 +17,7 @@ from worldmpc.models.hierarchy import EXPLORATION, EXTRINSIC
 from worldmpc.noise import NoiseStream
 from worldmpc.types import SequenceBatch
 
+COEFS = losses.Coefficients(rho=0.5, entropy=1e-4, tau=0.01)
 MANAGER = ManagerConfig(goal_interval=4, imagined_goals=3)
 
 
@@ -129,7 +130,7 @@ def test_worker_targets_by_hand(discrete):
     batch = worker_batch()
     if discrete:
         batch = batch._replace(action=torch.eye(2)[torch.arange(6) % 2])
-    noise = draw(losses.worker_noise(own.worker, 6))
+    noise = draw(losses.worker_noise(own.worker, model, 6))
     _, metrics = losses.worker_value_loss(own, model, batch, 0.9, noise)
     latent, goal = batch.next_zg.chunk(2, -1)
     assert_close(metrics["worker/goal_reward"], own.similarity(latent, goal).mean())
@@ -147,12 +148,12 @@ def test_gradients_reach_their_own_parts_alone(discrete):
     model = world(discrete)
     own = hierarchy(model)
     rows = 6
-    noise = draw(losses.worker_noise(own.worker, rows) | losses.autoencoder_noise(own.goals, rows))
+    noise = draw(losses.worker_noise(own.worker, model, rows) | losses.autoencoder_noise(own.goals, rows))
     noise |= draw(losses.imagination_noise(MANAGER, own, 2, rows))
     batch = worker_batch()
     goal_loss, _ = losses.autoencoder_loss(own.goals, latents(rows), torch.ones(rows), torch.ones(()), noise)
     value_loss, _ = losses.worker_value_loss(own, model, batch, 0.9, noise)
-    policy_loss, _ = losses.worker_policy_loss(own.worker, model, batch, torch.ones(()), 0.01, 1e-4, noise)
+    policy_loss, _ = losses.worker_policy_loss(WorkerConfig(), own.worker, model, batch, COEFS, torch.ones(()), noise)
     imagined = losses.imagine(own, model, latents(rows), noise)
     critic_loss, returns, _ = losses.manager_critic_loss(MANAGER, own, model, imagined)
     actor_loss, _, _ = losses.manager_actor_loss(MANAGER, own, model, imagined, returns, torch.ones(2), 0.01)
@@ -169,6 +170,34 @@ def test_gradients_reach_their_own_parts_alone(discrete):
         found = torch.autograd.grad(loss, [value for _, value in named], allow_unused=True)
         touched = {".".join(name.split(".")[:3]) for (name, _), part in zip(named, found, strict=True) if part is not None}
         assert touched == {f"own.{name}" for name in names}
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_the_worker_climbs_what_plans_end_in(discrete):
+    model = world(discrete=discrete)
+    own = hierarchy(model)
+    batch, noise = worker_batch(), draw(losses.worker_noise(own.worker, model, 6))
+    with torch.no_grad():
+        model.q.layers[-1].weight.normal_(std=0.3, generator=generator())
+    z = batch.zg.chunk(2, -1)[0]
+
+    def loss(goal, task):
+        config, scale = WorkerConfig(goal_weight=goal, task_weight=task), torch.ones(())
+        return losses.worker_policy_loss(config, own.worker, model, batch, COEFS._replace(entropy=0.0, tau=0.0), scale, noise)[0]
+
+    if discrete:
+        of_goal = model.two_hot.decode(own.worker.choice_logits(batch.zg)).mean(0)
+        of_task = model.choice_values(z, noise["worker_critics"]).mean(0)
+        for goal, task in ((1.0, 0.0), (0.0, 1.0), (0.1, 2.0)):
+            best = (goal * of_goal + task * of_task).argmax(-1, keepdim=True)
+            expected = -torch.log_softmax(own.worker.pi(batch.zg), -1).gather(-1, best).mean()
+            assert_close(loss(goal, task), expected, rtol=1e-2, atol=1e-2)
+        return
+    action = own.worker.policy(batch.zg, noise["worker_policy"]).action
+    of_goal = model.two_hot.decode(own.worker.q_logits(batch.zg, action)).mean()
+    of_task = model.q_values(z, action, noise["worker_critics"]).mean()
+    for goal, task in ((1.0, 0.0), (0.0, 1.0), (0.1, 2.0)):
+        assert_close(loss(goal, task), -(goal * of_goal + task * of_task))
 
 
 def test_imagined_rewards_are_means_over_the_decisions_of_a_goal():

@@ -81,7 +81,7 @@ class HierarchyLearner:
         specs = losses.autoencoder_noise(hierarchy.goals, (steps + 1) * batch_size)
         if hierarchy.worker is not None:
             specs |= losses.goal_noise(hierarchy.goals, steps, batch_size)
-            specs |= losses.worker_noise(hierarchy.worker, steps * batch_size)
+            specs |= losses.worker_noise(hierarchy.worker, self.model, steps * batch_size)
         return specs
 
     def follow(self, batch: SequenceBatch, noise: Noise) -> Metrics:
@@ -101,7 +101,7 @@ class HierarchyLearner:
         return metrics
 
     def _work(self, batch: SequenceBatch, z: Tensor, noise: Noise, skip: Tensor) -> tuple[Metrics, Tensor]:
-        worker, steps, loss_config = self.hierarchy.worker, self.config.window, self.config.loss
+        worker, steps, tau = self.hierarchy.worker, self.config.window, self.config.loss.tau
         assert worker is not None
         goal = losses.choose_goals(self.config.worker, self.hierarchy.goals, self.model, batch, steps, noise)
         own = losses.WorkerBatch(
@@ -113,8 +113,8 @@ class HierarchyLearner:
         )
         value_loss, metrics = self._losses["value"](self.hierarchy, self.model, own, self.config.worker.gamma, noise)
         _, skip = self.descent.step("worker.q", value_loss, skip)
-        scale, tau = self.worker_scale, loss_config.tau
-        policy_loss, found = self._losses["policy"](worker, self.model, own, scale, tau, loss_config.entropy_coef, noise)
+        scale, coefs = self.worker_scale, losses.Coefficients(self.config.loss.rho, self.config.loss.entropy_coef, tau)
+        policy_loss, found = self._losses["policy"](self.config.worker, worker, self.model, own, coefs, scale, noise)
         _, skip = self.descent.step("worker.pi", policy_loss, skip)
         scale.copy_(torch.where(skip > 0, scale, found["worker/pi_scale"]))
         polyak(worker.slow_q, worker.q, tau * (1 - skip))

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldmpc.config import ManagerConfig, WorkerConfig
-from worldmpc.losses.policy import GREEDY, update_scale
+from worldmpc.config import ManagerConfig, WorkerConfig, goal_weight
+from worldmpc.losses.policy import GREEDY, Coefficients, update_scale
 from worldmpc.models.goal_autoencoder import GoalAutoencoder
 from worldmpc.models.goal_directed import with_goal
 from worldmpc.models.hierarchy import EXPLORATION, EXTRINSIC, Hierarchy, Worker
@@ -109,11 +109,12 @@ def choose_goals(
     return torch.where(((kind >= from_manager) & (kind < from_manager + from_future))[..., None], future, decoded)
 
 
-def worker_noise(worker: Worker, rows: int) -> dict[str, NoiseSpec]:
+def worker_noise(worker: Worker, model: WorldModel, rows: int) -> dict[str, NoiseSpec]:
     """Declare the noise of :func:`worker_value_loss` and :func:`worker_policy_loss`."""
+    specs = {"worker_critics": NoiseSpec("subset", (2,), model.num_q)}
     if worker.discrete:
-        return {}
-    return {name: NoiseSpec("normal", (rows, worker.action_dim)) for name in ("worker_next", "worker_policy")}
+        return specs
+    return specs | {name: NoiseSpec("normal", (rows, worker.action_dim)) for name in ("worker_next", "worker_policy")}
 
 
 def worker_value_loss(hierarchy: Hierarchy, model: WorldModel, batch: WorkerBatch, gamma: float, noise: Noise) -> tuple[Tensor, Metrics]:
@@ -131,26 +132,32 @@ def worker_value_loss(hierarchy: Hierarchy, model: WorldModel, batch: WorkerBatc
 
 
 def worker_policy_loss(
-    worker: Worker, model: WorldModel, batch: WorkerBatch, scale: Tensor, tau: float, entropy_coef: float, noise: Noise
+    config: WorkerConfig, worker: Worker, model: WorldModel, batch: WorkerBatch, coefs: Coefficients, scale: Tensor, noise: Noise
 ) -> tuple[Tensor, Metrics]:
     """Minus values of the policy's actions over their running range, minus entropy, mean over real steps -> [].
 
-    Of one-hot actions values are expected over all of them. ``worker/pi_scale`` is the new running range.
+    Values are those that plans end in: of the goal and of the task, weighted, so that what the manager imagines is what the worker does.
+    Of one-hot actions they are expected over all of them. ``worker/pi_scale`` is the new running range.
     """
-    share = batch.real / batch.real.sum().clamp(min=1)
+    z, share = batch.zg.chunk(2, -1)[0], batch.real / batch.real.sum().clamp(min=1)
+    goal_share, task_share, critics, decode = goal_weight(config), config.task_weight, noise["worker_critics"], model.two_hot.decode
     if worker.discrete:
         with torch.no_grad():
-            values = model.two_hot.decode(worker.choice_logits(batch.zg)).mean(0)
+            values = goal_share * decode(worker.choice_logits(batch.zg)).mean(0)
+            if task_share:
+                values = values + task_share * model.choice_values(z, critics).mean(0)
         log_probs = torch.log_softmax(worker.pi(batch.zg), -1)
         expected = (log_probs.exp() * values).sum(-1)
-        scale = update_scale(scale, expected.detach(), tau)
-        best = torch.softmax(values / (scale * max(entropy_coef, GREEDY)), -1)  # what the objective is largest at
+        scale = update_scale(scale, expected.detach(), coefs.tau)
+        best = torch.softmax(values / (scale * max(coefs.entropy, GREEDY)), -1)  # what the objective is largest at
         loss, entropy = (-(best * log_probs).sum(-1) * share).sum(), -(log_probs.exp() * log_probs).sum(-1)
     else:
         sample = worker.policy(batch.zg, noise["worker_policy"])
-        values = model.two_hot.decode(worker.q_logits(batch.zg, sample.action, frozen=True)).mean(0)
-        scale = update_scale(scale, values.detach(), tau)
-        loss, entropy = (-(values / scale + entropy_coef * sample.scaled_entropy) * share).sum(), sample.entropy
+        values = goal_share * decode(worker.q_logits(batch.zg, sample.action, frozen=True)).mean(0)
+        if task_share:
+            values = values + task_share * model.q_values(z, sample.action, critics, frozen=True).mean(0)
+        scale = update_scale(scale, values.detach(), coefs.tau)
+        loss, entropy = (-(values / scale + coefs.entropy * sample.scaled_entropy) * share).sum(), sample.entropy
     metrics = {"pi_loss": loss.detach(), "pi_scale": scale, "pi_entropy": (entropy.detach() * share).sum()}
     return loss, {f"worker/{name}": value for name, value in metrics.items()}
 
