@@ -5,8 +5,8 @@ what one constant distribution would lose, means that codes say something of the
 
 Reaching: the newest agent plays an episode of its own that it has never learned from. At decisions that lie apart by goal intervals the
 environment's state is kept, and the latent that the episode reaches one interval later. The environment is then brought back to each of
-these states, and the worker is given that latent as its goal: how similar is what it reaches to it? Beside that stands how similar the
-latent is where it began, and where uniformly random actions lead.
+these states, and given that latent as its goal, and then one that a random action, held for the interval, leads to. How similar is what
+it reaches? Beside that stands what it reaches without a goal, how similar the latent is where it began, and where random actions lead.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +57,27 @@ def main() -> None:
 def row(path: str) -> dict[str, Any]:
     """Return what one run's goals are like: its autoencoder's metrics, and means over the places."""
     newest = CheckpointStore(Path(path) / "checkpoints", keep=1).newest_valid()
-    assert newest is not None, f"{path}: no checkpoint"
+    if newest is None:
+        raise SystemExit(f"{path}: no usable checkpoint")
     agent = worldmpc.load(newest)
     assert isinstance(agent, Director)
     config = dataclasses.replace(agent.config.env, num_envs=1, workers="sync", num_workers=None)
     with make_envs(agent.config.task, config, seed=agent.config.seed + 10_000) as envs:
         places = held_out(agent, envs)
-        found = [measure(agent, envs, state, goal) for state, goal in places]
-    means = torch.tensor(found).mean(0).tolist()
-    names = ("reached", "best_on_the_way", "where_it_began", "random_actions")
+        found: dict[str, list[float]] = {}
+        for number, (state, goal) in enumerate(places):
+            for name, value in measure(agent, envs, state, goal, torch.Generator().manual_seed(number)).items():
+                found.setdefault(name, []).append(value)
     here = {"task": agent.config.task, "seed": agent.config.seed, "updates": agent.updates}
-    return here | codes(Path(path)) | {"places": len(places)} | dict(zip(names, means, strict=True))
+    return here | codes(Path(path)) | {"places": len(places)} | {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def codes(run: Path) -> dict[str, Any]:
     """Return the goal autoencoder's metrics of the first entry after as many updates as :data:`AFTER`."""
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    entry = next(entry for entry in entries if entry["updates"] >= AFTER and "goal_vae/recon_loss" in entry)
+    entry = next((entry for entry in entries if entry["updates"] >= AFTER and "goal_vae/recon_loss" in entry), None)
+    if entry is None:
+        raise SystemExit(f"{run}: no metrics after {AFTER:,} updates")
     names = ("recon_loss", "marginal_entropy", "latent_entropy", "perplexity", "kl")
     return {"codes_after": entry["updates"], **{name: entry[f"goal_vae/{name}"] for name in names}}
 
@@ -94,21 +99,45 @@ def held_out(agent: Director, envs: VecEnv) -> list[tuple[dict[str, Tensor], Ten
     return found[:PLACES]
 
 
-def measure(agent: Director, envs: VecEnv, state: dict[str, Tensor], goal: Tensor) -> tuple[float, float, float, float]:
-    """Return similarities to a goal: in the end, the largest on the way, at the beginning, and after random actions."""
+def measure(agent: Director, envs: VecEnv, state: dict[str, Tensor], goal: Tensor, generator: torch.Generator) -> dict[str, float]:
+    """Return similarities to two goals, the agent's own future latent and one that a held random action leads to.
+
+    Of each: reached with this goal, reached without any, and where it began; of the first also where random actions lead.
+    """
     similarity, encode = agent.hierarchy.similarity, agent.flat.model.encode
-    assert envs.load_state_dict(state), "the environment is not deterministic"
-    began = similarity(encode(envs.obs), goal).item()
-    carry, way = agent.init_carry(1), []
-    for _ in range(agent.setter.interval):
-        output = agent.act(carry, envs.obs, "eval", goal=goal)
-        carry = output.carry
-        way.append(similarity(encode(envs.step(output.action).next_obs), goal).item())
-    envs.load_state_dict(state)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(agent.setter.interval):
-        step = envs.step(torch.rand(1, envs.spec.action_dim, generator=generator) * 2 - 1)
-    return way[-1], max(way), began, similarity(encode(step.next_obs), goal).item()
+
+    def after(act: Callable[[Tensor], Tensor]) -> Tensor:
+        assert envs.load_state_dict(state), "the environment is not deterministic"
+        for _ in range(agent.setter.interval):
+            reached = envs.step(act(envs.obs)).next_obs
+        return encode(reached)
+
+    def following(goal: Tensor | None) -> Tensor:
+        carry = agent.init_carry(1)
+
+        def act(obs: Tensor) -> Tensor:
+            nonlocal carry
+            output = agent.act(carry, obs, "eval", goal=goal)
+            carry = output.carry
+            return output.action
+
+        return after(act)
+
+    assert envs.load_state_dict(state)
+    began, held, alone = encode(envs.obs), random_action(envs, generator), following(None)
+    found = {"random_actions": similarity(after(lambda _: random_action(envs, generator)), goal).item()}
+    for kind, wanted in (("", goal), ("_of_held_action", after(lambda _: held))):
+        latents = {"reached": following(wanted), "without_goal": alone, "where_it_began": began}
+        found |= {f"{name}{kind}": similarity(latent, wanted).item() for name, latent in latents.items()}
+    return found
+
+
+def random_action(envs: VecEnv, generator: torch.Generator) -> Tensor:
+    """Return a uniformly random action, [1, A]."""
+    size = envs.spec.action_dim
+    if envs.spec.discrete:
+        return torch.eye(size)[torch.randint(size, (1,), generator=generator)]
+    return torch.rand(1, size, generator=generator) * 2 - 1
 
 
 if __name__ == "__main__":

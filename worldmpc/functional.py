@@ -51,6 +51,11 @@ class Compiled:
         return result
 
 
+def seconds_compiling(*functions: Callable[..., Any]) -> float:
+    """Return how long compiling those of the functions took that are compiled."""
+    return sum(function.seconds or 0.0 for function in functions if isinstance(function, Compiled))
+
+
 def tree_map(function: Callable[[Tensor], Any], tree: Any) -> Any:
     """Apply a function to every tensor of nested (named) tuples and dicts; anything else stays."""
     if isinstance(tree, Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -215,6 +216,52 @@ def test_plans_follow_the_goal():
         assert reached[0] > reached[1]
 
 
+@pytest.mark.parametrize(("goal", "error"), [("mine", TypeError), ([0.0], TypeError), (torch.zeros(1, 3), ValueError)])
+def test_a_goal_of_another_kind_is_refused(goal, error):
+    agent = make()
+    with pytest.raises(error, match="^goal: expected"):
+        agent.act(agent.init_carry(1), torch.zeros(1, 3), "eval", goal=goal)
+    double = torch.full((1, 16), 0.125, dtype=torch.float64)
+    assert agent.act(agent.init_carry(1), torch.zeros(1, 3), "eval", goal=double).action.dtype == torch.float32
+
+
+def test_weights_that_are_fixed_are_those_of_the_configuration_after_loading():
+    saved = make(**{"manager.ent_coef": 0.5, "goal_vae.beta": 0.25}).state_dict()
+    other = make(**{"manager.ent_coef": 0.2, "goal_vae.beta": 0.3})
+    other.load_state_dict(saved)
+    assert other.hierarchy.manager.ent_coef.item() == pytest.approx(0.2) and other.hierarchy.goals.beta.item() == pytest.approx(0.3)
+    free = make(**{"manager.ent_coef": None})
+    free.load_state_dict(saved)
+    assert free.hierarchy.manager.ent_coef.item() == pytest.approx(0.5) and free.hierarchy.goals.beta.item() == pytest.approx(0.25)
+
+
+def test_goals_begin_with_the_episodes_of_every_environment(monkeypatch):
+    """CartPole falls soon, and each pole at another time."""
+    state = start("gym/CartPole-v1", 3, **{"train.utd": 0.05})
+    act, step, seen, done = state.agent.act, state.envs.step_wait, [], []
+
+    def watched_act(carry, obs, mode):
+        output = act(carry, obs, mode)
+        seen.append((len(done), carry.left.clone(), output.carry.left, output.carry.code))
+        return output
+
+    def watched_step():
+        result = step()
+        done.append(result.terminated | result.truncated)
+        return result
+
+    monkeypatch.setattr(state.agent, "act", watched_act)
+    monkeypatch.setattr(state.envs, "step_wait", watched_step)
+    train(state, [], 400)
+    ended = changed = 0
+    for (_, _, left, code), (time, carried, now, new) in itertools.pairwise(seen):
+        fresh = done[time - 1]
+        assert torch.equal(carried, torch.where(fresh, 0, left)) and torch.equal(now, torch.where(carried == 0, 4, carried) - 1)
+        assert torch.equal(new[carried > 0], code[carried > 0])
+        ended, changed = ended + int(fresh.sum()), changed + int((carried == 0).sum())
+    assert ended > 3 and changed > ended + 10
+
+
 def filled(agent, seed=0):
     """Windows of four steps, the last half of them under goals."""
     generator = torch.Generator().manual_seed(seed)
@@ -246,6 +293,8 @@ def test_compiled_equals_eager(monkeypatch):
         if compiled:
             with torch.compiler.set_stance("fail_on_recompile"):
                 steps(agent, [batch] * 4, obs)
+            parts = agent.flat.compile_seconds, agent.learner.compile_seconds
+            assert min(parts) > 0 and agent.compile_seconds > sum(parts)
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
@@ -269,6 +318,16 @@ def test_captured_equals_eager(monkeypatch):
         ({"goal_vae.n_classes": 1}, "goal_vae.n_classes: expected at least 2, got 1; a code of one class says nothing"),
         ({"goal_vae.n_latents": 0}, "goal_vae.n_latents: expected at least 1, got 0"),
         ({"goal_vae.n_latents": 17}, "goal_vae.n_latents: expected at most the latent's 16 dimensions, got 17"),
+        ({"worker.goals": [float("nan"), 0.5, 0.5]}, "worker.goals: expected three shares that sum to 1"),
+        ({"worker.goal_weight": 0.0, "worker.task_weight": 0.0}, "worker.goal_weight: plans towards nothing"),
+        ({"manager.batch_size": 9}, r"manager.batch_size: expected at most loss.batch_size \(8\), got 9"),
+        ({"worker.batch_size": 9}, r"worker.batch_size: expected at most loss.batch_size \(8\), got 9"),
+        ({"replay.windows": "inside"}, "replay.windows: whole windows of manager.goal_interval=4 steps.*use replay.windows=padded"),
+        ({"goal_vae.tau_start": 0.5}, "goal_vae.tau_start: goal_vae.kind=straight_through never reads it.*use goal_vae.kind=gumbel"),
+        ({"goal_vae.kl_target": 0.5, "goal_vae.beta": 0.5}, "goal_vae.kl_target: goal_vae.beta=0.5 never reads it.*use goal_vae.beta=null"),
+        ({"manager.ent_target": 0.4}, "manager.ent_target: manager.ent_coef=0.01 never reads it"),
+        ({"worker.gamma": 0.9, "worker.mode": "planner_bonus"}, "worker.gamma: worker.mode=planner_bonus never reads it"),
+        ({"trainer": "online"}, "manager.goal_interval: trainer=online never reads it; leave it out, or use trainer=director"),
         ({"worker.goals": [0.5, 0.5]}, "worker.goals: expected three shares that sum to 1"),
         ({"worker.goals": [0.5, 0.5, 0.5]}, "worker.goals: expected three shares that sum to 1"),
         ({"policy.objective": "kl_to_planner", "model.policy": "clipped"}, "policy.objective: plans of agent=director follow goals"),

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from tests.models.test_goals import generator, hierarchy, latents, world
 from worldmpc import losses
 from worldmpc.config import ManagerConfig, WorkerConfig
-from worldmpc.losses.hierarchy import reaching
+from worldmpc.losses.hierarchy import best_proposal, reaching
 from worldmpc.models.goal_directed import with_goal
 from worldmpc.models.hierarchy import EXPLORATION, EXTRINSIC
 from worldmpc.noise import NoiseStream
@@ -137,10 +137,31 @@ def test_worker_targets_by_hand(discrete):
     assert_close(metrics["worker/value_target"], metrics["worker/goal_reward"])
     with torch.no_grad():
         own.worker.slow_q.layers[-1].weight.normal_(std=0.3, generator=generator())
+    worker, decode = own.worker, model.two_hot.decode
+    if discrete:
+        least = decode(worker.choice_logits(batch.next_zg, slow=True)).amin(0)
+        value = (worker.probs(batch.next_zg) * least).sum(-1)
+    else:
+        value = decode(worker.q_logits(batch.next_zg, worker.propose(batch.next_zg, noise["worker_next"]), slow=True)).amin(0)
+    assert (value.abs() > 0.01).any()
     ended = losses.worker_value_loss(own, model, worker_batch(terminated=1.0)._replace(action=batch.action), 0.9, noise)[1]
     going = losses.worker_value_loss(own, model, batch, 0.9, noise)[1]
     assert_close(ended["worker/value_target"], ended["worker/goal_reward"])
-    assert not torch.isclose(going["worker/value_target"], going["worker/goal_reward"])
+    assert_close(going["worker/value_target"], going["worker/goal_reward"] + 0.9 * value.mean())
+
+
+def test_what_is_not_real_teaches_the_worker_nothing():
+    model = world()
+    own = hierarchy(model)
+    noise = draw(losses.worker_noise(own.worker, model, 6))
+    batch = worker_batch()._replace(real=torch.tensor([1.0, 1, 0, 1, 0, 1]))
+    real = batch.real[:, None]
+    other = batch._replace(zg=torch.where(real > 0, batch.zg, batch.zg.roll(1, 0)), action=batch.action * real)
+    found = []
+    for one in (batch, other):
+        policy, _ = losses.worker_policy_loss(WorkerConfig(), own.worker, model, one, COEFS._replace(tau=0.0), torch.ones(()), noise)
+        found.append((losses.worker_value_loss(own, model, one, 0.9, noise)[0], policy))
+    assert_close(*found)
 
 
 @pytest.mark.parametrize("discrete", [False, True])
@@ -154,7 +175,7 @@ def test_gradients_reach_their_own_parts_alone(discrete):
     goal_loss, _ = losses.autoencoder_loss(own.goals, latents(rows), torch.ones(rows), torch.ones(()), noise)
     value_loss, _ = losses.worker_value_loss(own, model, batch, 0.9, noise)
     policy_loss, _ = losses.worker_policy_loss(WorkerConfig(), own.worker, model, batch, COEFS, torch.ones(()), noise)
-    imagined = losses.imagine(own, model, latents(rows), noise)
+    imagined = losses.imagine(WorkerConfig(), own, model, latents(rows), noise)
     critic_loss, returns, _ = losses.manager_critic_loss(MANAGER, own, model, imagined)
     actor_loss, _, _ = losses.manager_actor_loss(MANAGER, own, model, imagined, returns, torch.ones(2), 0.01)
     expected = {
@@ -204,7 +225,7 @@ def test_imagined_rewards_are_means_over_the_decisions_of_a_goal():
     model = world(terminates=False)
     own = hierarchy(model)
     noise = draw(losses.imagination_noise(MANAGER, own, 2, 5))
-    imagined = losses.imagine(own, model, latents(5), noise)
+    imagined = losses.imagine(WorkerConfig(), own, model, latents(5), noise)
     assert imagined.z.shape == (4, 5, 16) and imagined.code.shape == (3, 5, 3, 4) and imagined.reward.shape == (2, 3, 5)
     assert torch.equal(imagined.cont, torch.ones(3, 5))
     z, goal, task, novelty = latents(5), own.goals.decode(imagined.code[0]), [], []
@@ -223,7 +244,7 @@ def test_what_lies_behind_an_imagined_end_counts_for_nothing():
     own = hierarchy(model)
     model.cont = lambda z: torch.zeros(z.shape[:-1])
     noise = draw(losses.imagination_noise(MANAGER, own, 2, 5))
-    imagined = losses.imagine(own, model, latents(5), noise)
+    imagined = losses.imagine(WorkerConfig(), own, model, latents(5), noise)
     assert torch.equal(imagined.cont, torch.zeros(3, 5))
     first = model.step(
         latents(5), own.worker.propose(with_goal(latents(5), own.goals.decode(imagined.code[0])), noise["manager_worker"][0, 0])
@@ -237,12 +258,41 @@ def test_advantages_have_no_scale():
     """Small returns of exploration count as much as large ones where the task has none."""
     model = world(terminates=False)
     own = hierarchy(model)
-    imagined = losses.imagine(own, model, latents(5), draw(losses.imagination_noise(MANAGER, own, 2, 5)))
+    imagined = losses.imagine(WorkerConfig(), own, model, latents(5), draw(losses.imagination_noise(MANAGER, own, 2, 5)))
     returns = torch.stack((torch.zeros(3, 5), torch.rand(3, 5, generator=generator())))
     found = [losses.manager_actor_loss(MANAGER, own, model, imagined, factor * returns, torch.ones(2), 0.0)[0] for factor in (0.1, 10.0)]
     assert_close(found[0], found[1])
     nothing, _, metrics = losses.manager_actor_loss(MANAGER, own, model, imagined, 0 * returns, torch.ones(2), 0.0)
     assert_close(nothing, -MANAGER.ent_coef * metrics["manager/entropy"])
+
+
+def test_returns_count_by_their_ranges():
+    model = world(terminates=False)
+    config = ManagerConfig(goal_interval=4, imagined_goals=3, ent_coef=0.0, intrinsic_coef=0.5)
+    own = hierarchy(model, config)
+    imagined = losses.imagine(WorkerConfig(), own, model, latents(5), draw(losses.imagination_noise(config, own, 2, 5)))
+    returns = torch.rand(2, 3, 5, generator=generator())
+    loss, scales, _ = losses.manager_actor_loss(config, own, model, imagined, returns, torch.tensor([2.0, 5.0]), 0.0)
+    mixed = returns[EXTRINSIC] / 2 + 0.5 * returns[EXPLORATION] / 5
+    mixed = (mixed - mixed.mean()) / mixed.std(correction=0)
+    taken = (own.manager.log_probs(imagined.z[:-1]) * imagined.code).sum((-1, -2))
+    assert_close(loss, -(mixed * taken).mean())
+    assert scales.tolist() == [2.0, 5.0]
+
+
+def test_a_bonus_chooses_among_the_task_policys_actions():
+    model = world()
+    own = hierarchy(model, mode="planner_bonus")
+    z, goal, eps = latents(5), latents(5).roll(1, 0), torch.randn(4, 5, 2, generator=generator())
+    near = best_proposal(WorkerConfig(goal_weight=1e3), own, model, z, goal, eps)
+    reached = own.similarity(model.next(z, near), goal)
+    each = [own.similarity(model.next(z, model.propose(z, one)), goal) for one in eps]
+    assert_close(reached, torch.stack(each).amax(0))
+    noise = draw(losses.imagination_noise(MANAGER, own, 2, 5))
+    codes = noise | {"manager_codes": -noise["manager_codes"]}
+    bonus = WorkerConfig(mode="planner_bonus", goal_weight=1e3)
+    one, other = (losses.imagine(bonus, own, model, z, each) for each in (noise, codes))
+    assert not torch.equal(one.reward, other.reward)
 
 
 def test_the_manager_learns_which_goal_pays():
@@ -254,7 +304,7 @@ def test_the_manager_learns_which_goal_pays():
     stream = NoiseStream(1, "bandit")
     for _ in range(150):
         noise = stream.draw(losses.imagination_noise(config, own, 2, 64))
-        imagined = losses.imagine(own, model, z, noise)
+        imagined = losses.imagine(WorkerConfig(), own, model, z, noise)
         returns = torch.stack((imagined.code[..., 0, 0], torch.zeros(1, 64)))
         loss, _, metrics = losses.manager_actor_loss(config, own, model, imagined, returns, torch.ones(2), 0.01)
         optimizer.zero_grad()

@@ -169,7 +169,8 @@ def test_novelty_is_measured_by_what_is_usually_lost():
     for _ in range(2_000):
         goals.adapt(on, torch.tensor(1e-3), on)
     assert_close(goals.novelty(z), 1e3 * goals.lost(z), rtol=1e-3, atol=0)
-    goals.adapt(on, torch.tensor(1.0), torch.ones(()))
+    for bad in (1.0, torch.nan, torch.inf):
+        goals.adapt(on, torch.tensor(bad), torch.ones(()))
     assert_close(goals.novelty(z), 1e3 * goals.lost(z), rtol=1e-3, atol=0)
 
 

@@ -15,7 +15,7 @@ from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import RunConfig, goal_weight, seed_decisions, too_long_interval
 from worldmpc.data.source import ReplaySource
 from worldmpc.data.transitions import first_steps
-from worldmpc.functional import CapturedByShape, maybe_compile
+from worldmpc.functional import CapturedByShape, maybe_compile, seconds_compiling
 from worldmpc.learners.hierarchy import HierarchyLearner
 from worldmpc.learners.objectives import Objectives
 from worldmpc.models.goal_directed import GoalDirected, with_goal
@@ -70,6 +70,11 @@ class Director:
         return self.flat.updates
 
     @property
+    def compile_seconds(self) -> float:
+        """Seconds that compiling took so far; 0 without ``compile``."""
+        return self.flat.compile_seconds + self.learner.compile_seconds + seconds_compiling(self._plan)
+
+    @property
     def objectives(self) -> Objectives:
         """What the world model and the task's policy learn."""
         return self.flat.objectives
@@ -89,6 +94,7 @@ class Director:
             goal: the manager's; or latents [E, Z] to go to in their place; or None, which is TD-MPC2.
 
         Raises:
+            TypeError: a goal of another kind.
             ValueError: goals of another shape.
         """
         obs = obs.to(self.device)
@@ -96,11 +102,11 @@ class Director:
             output = self.flat.act(Carry(carry.plan), obs, mode)
             return output._replace(carry=carry._replace(plan=output.carry.plan))
         noise = self._noise(len(obs), mode)
-        if isinstance(goal, Tensor):
+        if not (isinstance(goal, str) and goal == "manager"):
             carry = self.setter.follow(carry, goal)
         if mode == "prior" or not self.config.planner.mpc:
-            carry, action = self._follow_policy(obs, carry, noise)
-            return ActOutput(action, carry, {"goal_code": carry.code}, {})
+            carry, state = self._state(obs, carry, noise)
+            return ActOutput(self.planning.follow(state, noise["eps"]), carry, {"goal_code": carry.code}, {})
         carry, plan = self._verbs["explore" if mode == "explore" else "eval"](obs, carry, noise)
         output = plan_output(plan)
         return ActOutput(output.action, carry, {**output.extras, "goal_code": carry.code}, output.metrics)
@@ -116,26 +122,25 @@ class Director:
 
     def _decide(self, obs: Tensor, carry: GoalCarry, noise: Noise, explore: bool) -> tuple[GoalCarry, PlanResult]:
         with constant_parameters(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.planner.precision == "bf16"):
-            z = self.flat.model.encode(obs)
-            carry = self.setter.choose(z, carry, noise.get("codes"))
-            plan = self._plan(with_goal(z, carry.goal), carry.plan, noise, explore)
+            carry, state = self._state(obs, carry, noise)
+            plan = self._plan(state, carry.plan, noise, explore)
         return carry._replace(plan=plan.state), plan
 
     def _refine(self, z: Tensor, state: PlanState, noise: Noise, explore: bool) -> PlanResult:
         return self.flat.planner.plan(self.planning, z, state, noise, explore)
 
-    def _follow_policy(self, obs: Tensor, carry: GoalCarry, noise: Noise) -> tuple[GoalCarry, Tensor]:
+    def _state(self, obs: Tensor, carry: GoalCarry, noise: Noise) -> tuple[GoalCarry, Tensor]:
+        """Take goals where they are due, and return latents and goals beside each other, [E, 2 Z]."""
         z = self.flat.model.encode(obs)
         carry = self.setter.choose(z, carry, noise.get("codes"))
-        return carry, self.planning.follow(with_goal(z, carry.goal), noise["eps"])
+        return carry, with_goal(z, carry.goal)
 
     def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
         """Return a replay of windows that are long enough for a goal, with what plans and goals leave in it."""
         config, window = self.config, max(self.config.window, self.setter.interval)
         extras = {"goal_code": (config.goal_vae.n_latents,)}
         replay = plan_replay(config, self.spec, num_envs, self.device, window, extras)
-        first = seed_decisions(config, self.spec.episode_length)
-        return ReplaySource(replay, config.loss.batch_size, config.train.utd, first, generator)
+        return ReplaySource(replay, config.loss.batch_size, config.train.utd, seed_decisions(config, self.spec.episode_length), generator)
 
     def update(self, batch: SequenceBatch) -> Metrics:
         """Do one update: of the world model on the windows' first steps as TD-MPC2 does, then of goals, worker and manager."""
@@ -151,8 +156,7 @@ class Director:
     def state_dict(self) -> dict[str, Any]:
         """Return parameters, optimisers, running scales, counters and random streams."""
         flat = self.flat.state_dict()
-        own = {"goals": self.streams["goals"].state_dict(), "update": self.streams["update"].state_dict()}
-        streams = {"flat": flat.pop("streams"), **own}
+        streams = {"flat": flat.pop("streams"), **{name: stream.state_dict() for name, stream in self.streams.items()}}
         flat.pop("model")
         return {"model": dict(self.model.state_dict()), "flat": flat, "learner": self.learner.state_dict(), "streams": streams}
 

@@ -53,9 +53,12 @@ class GoalSetter:
         """Follow given goals [E, Z] for one decision.
 
         Raises:
+            TypeError: no tensor.
             ValueError: goals of another shape.
         """
+        if not isinstance(goal, Tensor):
+            raise TypeError(f"goal: expected 'manager', None or a tensor of latents, got {goal!r}")
         if goal.shape != carry.goal.shape:
             raise ValueError(f"goal: expected latents {list(carry.goal.shape)}, got {list(goal.shape)}")
         unknown = torch.full_like(carry.code, torch.nan)
-        return carry._replace(goal=goal.to(carry.goal.device), code=unknown, left=torch.ones_like(carry.left))
+        return carry._replace(goal=goal.to(carry.goal), code=unknown, left=torch.ones_like(carry.left))

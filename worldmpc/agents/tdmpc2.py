@@ -17,7 +17,7 @@ from worldmpc.agents.common import Streams, discount_of, restore, state_of, vect
 from worldmpc.agents.planning import plan_output, plan_records, plan_replay
 from worldmpc.config import RunConfig, seed_decisions, updates_worth
 from worldmpc.data.source import ReplaySource
-from worldmpc.functional import CapturedByShape, Compiled, maybe_compile
+from worldmpc.functional import CapturedByShape, maybe_compile, seconds_compiling
 from worldmpc.learners.objectives import Objectives
 from worldmpc.learners.reanalyze import Reanalyze
 from worldmpc.learners.trajectory_prior import make_prior
@@ -80,8 +80,7 @@ class TDMPC2:
     @property
     def compile_seconds(self) -> float:
         """Seconds that compiling took so far; 0 without ``compile``."""
-        plan = self._plan.seconds if isinstance(self._plan, Compiled) else None
-        return self.learner.compile_seconds + (plan or 0.0)
+        return self.learner.compile_seconds + seconds_compiling(self._plan)
 
     @property
     def updates(self) -> int:

@@ -83,7 +83,7 @@ def check_director(config: RunConfig) -> None:
     Raises:
         ConfigError: they do not; the message says what would.
     """
-    if config.agent != "director":
+    if config.agent != "director" or config.trainer == "online":
         return
     codes, worker, interval = config.goal_vae, config.worker, config.manager.goal_interval
     if codes.n_classes < 2:
@@ -91,8 +91,18 @@ def check_director(config: RunConfig) -> None:
     width = resolve_model(config.model).latent_dim or 0
     if codes.n_latents > width:
         raise ConfigError(f"goal_vae.n_latents: expected at most the latent's {width} dimensions, got {codes.n_latents}")
-    if len(worker.goals) != 3 or min(worker.goals) < 0 or abs(sum(worker.goals) - 1) > 1e-6:
+    if len(worker.goals) != 3 or not min(worker.goals) >= 0 or not abs(sum(worker.goals) - 1) <= 1e-6:
         raise ConfigError(f"worker.goals: expected three shares that sum to 1, as in [0.4,0.4,0.2], got {list(worker.goals)}")
+    if not goal_weight(worker) and not worker.task_weight:
+        raise ConfigError("worker.goal_weight: plans towards nothing; use worker.goal_weight=1 or worker.task_weight=1")
+    for name, size in (("manager", config.manager.batch_size), ("worker", worker.batch_size)):
+        if size is not None and size > config.loss.batch_size:
+            raise ConfigError(f"{name}.batch_size: expected at most loss.batch_size ({config.loss.batch_size}), got {size}")
+    if config.replay.windows == "inside" and interval > config.window:
+        raise ConfigError(
+            f"replay.windows: whole windows of manager.goal_interval={interval} steps, of which the world model learns from the first "
+            f"{config.window}, leave out where episodes end; use replay.windows=padded"
+        )
     if config.env.episode_length is not None and interval > config.env.episode_length:
         raise too_long_interval(interval, config.env.episode_length)
     if uses_plans(config) or config.reanalyze.interval:

@@ -109,6 +109,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "td3": {"hidden": (16,)},
         "planner": {"num_samples": 16, "num_elites": 4, "num_pi_trajs": 4, "iterations": 2, "num_simulations": 4},
         "loss": {"batch_size": 8},
+        "manager": {"batch_size": 8},
         "reanalyze": {"batch_size": 2},
         "train": {"seed_decisions": 50},
         "steps": 500,

@@ -49,13 +49,17 @@ READERS: dict[str, tuple[str, ...]] = {
 """Section or key -> the agents that read it; a key's own entry comes before its section's, and what is in neither is for all."""
 
 
-CHOSEN: dict[str, tuple[str, tuple[str, ...]]] = {
+CHOSEN: dict[str, tuple[str, tuple[str | None, ...]]] = {
     "value.n_step": ("value.target", ("n_step",)),
     "value.lam": ("value.target", ("td_lambda",)),
     "value.td_horizon": ("value.target", ("model",)),
     "policy.prior_coef": ("policy.objective", ("max_q+planner_prior", "max_q+weighted_prior", "max_q+bc")),
     "policy.scale_threshold": ("policy.objective", ("max_q+planner_prior", "max_q+weighted_prior")),
     "policy.awac_temperature": ("policy.objective", ("awac",)),
+    **dict.fromkeys(("goal_vae.tau_start", "goal_vae.tau_end", "goal_vae.anneal_steps"), ("goal_vae.kind", ("gumbel",))),
+    "goal_vae.kl_target": ("goal_vae.beta", (None,)),
+    "manager.ent_target": ("manager.ent_coef", (None,)),
+    **dict.fromkeys(("worker.goals", "worker.gamma", "worker.num_q"), ("worker.mode", ("goal_conditioned",))),
     "planner.temperature": ("planner.name", ("mppi", "policy_guided")),
     "planner.momentum": ("planner.name", ("cem", "icem")),
     "planner.noise_exponent": ("planner.name", ("icem",)),
@@ -84,6 +88,8 @@ def check_readers(config: RunConfig, given: Mapping[str, Any]) -> None:
         readers = READERS.get(name, READERS.get(name.partition(".")[0], (agent,)))
         if agent not in readers:
             raise ConfigError(f"{name}: agent={agent} never reads it; leave it out, or use agent={_choice(readers)}")
+        if agent == "director" and config.trainer == "online" and name.startswith(("goal_vae.", "manager.", "worker.")):
+            raise ConfigError(f"{name}: trainer=online never reads it; leave it out, or use trainer=director")
         if name in (*CHOSEN, *_REANALYZE) and lookup(config, name) != lookup(type(config)(), name):
             _check_choice(config, name)
     if "multi_gamma.gammas" in names and config.multi_gamma.gammas and not config.multi_gamma.enabled:
@@ -120,5 +126,6 @@ def _names(config: RunConfig, given: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}.name" if dataclasses.is_dataclass(getattr(config, key)) else key
 
 
-def _choice(names: tuple[str, ...]) -> str:
-    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+def _choice(names: tuple[str | None, ...]) -> str:
+    words = ["null" if name is None else name for name in names]
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))

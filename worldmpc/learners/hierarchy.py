@@ -11,7 +11,7 @@ from torch import Tensor
 from worldmpc import losses
 from worldmpc.config import RunConfig
 from worldmpc.data.transitions import first_windows
-from worldmpc.functional import Captured, maybe_compile
+from worldmpc.functional import Captured, maybe_compile, seconds_compiling
 from worldmpc.learners.descent import Descent
 from worldmpc.models.goal_directed import with_goal
 from worldmpc.models.hierarchy import Hierarchy
@@ -59,6 +59,11 @@ class HierarchyLearner:
     def updates(self) -> int:
         """Updates so far."""
         return self.descent.updates
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that compiling the losses took."""
+        return seconds_compiling(*self._losses.values())
 
     def update(self, batch: SequenceBatch) -> Metrics:
         """Do one update on windows of ``T`` steps, of which the first ``config.window`` teach the worker."""
@@ -125,7 +130,7 @@ class HierarchyLearner:
         own, manager = self.config.manager, self.hierarchy.manager
         with torch.no_grad():
             z = self.model.encode(obs)
-        imagined = self._losses["imagine"](self.hierarchy, self.model, z, noise)
+        imagined = self._losses["imagine"](self.config.worker, self.hierarchy, self.model, z, noise)
         critic_loss, returns, metrics = self._losses["critics"](own, self.hierarchy, self.model, imagined)
         scales, tau = self.manager_scales, self.config.loss.tau
         actor_loss, new, found = self._losses["actor"](own, self.hierarchy, self.model, imagined, returns, scales, tau)
@@ -143,11 +148,13 @@ class HierarchyLearner:
         return {**self.descent.state_dict(), **scales, "managed": dict(self.managed)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned; weights that the configuration fixes are its own."""
         self.descent.load_state_dict(state)
         self.worker_scale.copy_(state["worker_scale"])
         self.manager_scales.copy_(state["manager_scales"])
         self.managed = dict(state["managed"])
+        self.hierarchy.goals.fix_weight()
+        self.hierarchy.manager.fix_weight()
 
 
 _LOSSES: dict[str, Callable[..., Any]] = {

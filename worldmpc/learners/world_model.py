@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worldmpc.config import RunConfig
-from worldmpc.functional import Captured, Compiled, maybe_compile
+from worldmpc.functional import Captured, maybe_compile, seconds_compiling
 from worldmpc.learners.objectives import Objectives
 from worldmpc.models.packing import constant_parameters
 from worldmpc.models.world_model import WorldModel
@@ -146,7 +146,7 @@ class Learner:
     @property
     def compile_seconds(self) -> float:
         """Seconds that compiling the losses took."""
-        return sum(loss.seconds or 0.0 for loss in (self.model_loss, self.policy_loss) if isinstance(loss, Compiled))
+        return seconds_compiling(self.model_loss, self.policy_loss)
 
     def _autocast(self) -> torch.autocast:
         """Networks inside multiply bfloat16 numbers with ``train.precision=bf16``; what they return is float32."""

@@ -19,6 +19,8 @@ from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec
 from worldmpc.types import Metrics, Noise, SequenceBatch
 
+BONUS_CANDIDATES = 4
+"""Actions among which an imagined planner with a bonus for goals chooses."""
 LEAST_STD = 1e-3
 """Least standard deviation that advantages are divided by."""
 
@@ -174,34 +176,35 @@ class Imagined(NamedTuple):
 def imagination_noise(config: ManagerConfig, hierarchy: Hierarchy, action_dim: int, rows: int) -> dict[str, NoiseSpec]:
     """Declare the noise of :func:`imagine`."""
     goals, codes = config.imagined_goals, (hierarchy.manager.codes, hierarchy.manager.classes)
+    candidates = (BONUS_CANDIDATES,) if hierarchy.worker is None else ()
     return {
         "manager_codes": NoiseSpec("normal", (goals, rows, *codes)),
-        "manager_worker": NoiseSpec("normal", (goals, config.goal_interval, rows, action_dim)),
+        "manager_worker": NoiseSpec("normal", (goals, config.goal_interval, *candidates, rows, action_dim)),
     }
 
 
 @torch.no_grad()
-def imagine(hierarchy: Hierarchy, model: WorldModel, z: Tensor, noise: Noise) -> Imagined:
-    """Follow the manager's goals with the worker's policy (the task's, without one) through the world model.
+def imagine(config: WorkerConfig, hierarchy: Hierarchy, model: WorldModel, z: Tensor, noise: Noise) -> Imagined:
+    """Follow the manager's goals with the worker's policy through the world model, or without a worker as :func:`best_proposal` does.
 
     A goal's reward is the mean over its decisions, each weighted by the probability that the episode has got so far, that of the task
     predicted, that of exploration what the goal autoencoder loses of the latents reached.
 
     Args:
+        config: weights of goal and task.
         hierarchy: manager, worker and goal autoencoder.
         model: the world model.
         z: [N, Z] where to begin.
         noise: tensors of :func:`imagination_noise`.
     """
-    goals, worker = hierarchy.goals, hierarchy.worker
+    goals = hierarchy.goals
     zs, codes, rewards, conts = [z], [], [], []
     for eps_code, eps_action in zip(noise["manager_codes"], noise["manager_worker"], strict=True):
         code = hierarchy.manager.choose(z, eps_code)
         goal, weight, reached, task = goals.decode(code), torch.ones_like(z[..., 0]), [], []
         weights = []
         for eps in eps_action:
-            action = model.propose(z, eps) if worker is None else worker.propose(with_goal(z, goal), eps)
-            step = model.step(z, action)
+            step = model.step(z, _imagined_action(config, hierarchy, model, z, goal, eps))
             z = step.z
             reached.append(z)
             task.append(step.reward)
@@ -214,6 +217,24 @@ def imagine(hierarchy: Hierarchy, model: WorldModel, z: Tensor, noise: Noise) ->
         codes.append(code)
         conts.append(weight)
     return Imagined(torch.stack(zs), torch.stack(codes), torch.stack(rewards, 1), torch.stack(conts))
+
+
+def _imagined_action(config: WorkerConfig, hierarchy: Hierarchy, model: WorldModel, z: Tensor, goal: Tensor, eps: Tensor) -> Tensor:
+    if hierarchy.worker is None:
+        return best_proposal(config, hierarchy, model, z, goal, eps)
+    return hierarchy.worker.propose(with_goal(z, goal), eps)
+
+
+def best_proposal(config: WorkerConfig, hierarchy: Hierarchy, model: WorldModel, z: Tensor, goal: Tensor, eps: Tensor) -> Tensor:
+    """The task policy's action that a plan of one step with a bonus for the goal chooses: [N, Z], [N, Z], [P, N, A] -> [N, A].
+
+    It stands for the planner, which would have to plan for every imagined step.
+    """
+    states = z.expand(len(eps), *z.shape)
+    actions = model.propose(states, eps)
+    bonus = hierarchy.similarity(model.next(states, actions), goal.expand_as(states))
+    score = config.task_weight * model.q_values(states, actions).mean(0) + goal_weight(config) * bonus  # [P, N]
+    return actions.gather(0, score.argmax(0)[None, :, None].expand(1, *actions.shape[1:]))[0]
 
 
 def lambda_returns(reward: Tensor, cont: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
@@ -276,7 +297,8 @@ def manager_actor_loss(
         scales = torch.stack([update_scale(scale, own.flatten(), tau) for scale, own in zip(scales, returns, strict=True)])
         apart = (returns - model.two_hot.decode(manager.critics(imagined.z[:-1]))) / scales[:, None, None]
         raw = apart[EXTRINSIC] + config.intrinsic_coef * apart[EXPLORATION]
-        advantage = (raw - raw.mean()) / raw.std().clamp(min=LEAST_STD)
+        spread = raw.std(correction=0)
+        advantage = (raw - raw.mean()) / spread.clamp(min=LEAST_STD)
         weight = reaching(imagined.cont)
     log_probs = manager.log_probs(imagined.z[:-1])  # [M, N, L, C]
     entropy = -(log_probs.exp() * log_probs).sum((-1, -2))
@@ -287,7 +309,7 @@ def manager_actor_loss(
         "entropy": entropy.detach().mean(),
         "ent_coef": manager.ent_coef.clone(),
         "advantage": raw.mean(),
-        "advantage_std": raw.std(),
+        "advantage_std": spread,
         "return_scale": scales[EXTRINSIC],
         "exploration_scale": scales[EXPLORATION],
     }

@@ -49,8 +49,14 @@ class GoalAutoencoder(nn.Module):
 
     def reset_running(self) -> None:
         """Begin anew with the weight of the divergence, and with what is usually lost of a latent."""
-        self.beta.fill_(WEIGHT_RANGE[1] if self.config.beta is None else self.config.beta)
+        self.beta.fill_(WEIGHT_RANGE[1])
         self.usual_loss.fill_(1.0)
+        self.fix_weight()
+
+    def fix_weight(self) -> None:
+        """Take the weight of the divergence from the configuration, where that fixes it."""
+        if self.config.beta is not None:
+            self.beta.fill_(self.config.beta)
 
     @property
     def most_kl(self) -> float:
@@ -113,7 +119,7 @@ class GoalAutoencoder(nn.Module):
             loss: [] what was lost of its latents.
             skip: [].
         """
-        self.usual_loss.lerp_(loss, LOSS_RATE * (1 - skip))
+        self.usual_loss.copy_(torch.where(skip > 0, self.usual_loss, torch.lerp(self.usual_loss, loss, LOSS_RATE)))
         if self.config.beta is None:
             steer(self.beta, kl, self.config.kl_target * self.most_kl, skip)
 

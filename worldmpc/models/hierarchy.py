@@ -48,7 +48,13 @@ class Manager(nn.Module):
 
     def reset_running(self) -> None:
         """Begin with the weight of the entropy anew."""
-        self.ent_coef.fill_(FIRST_ENT_COEF if self.config.ent_coef is None else self.config.ent_coef)
+        self.ent_coef.fill_(FIRST_ENT_COEF)
+        self.fix_weight()
+
+    def fix_weight(self) -> None:
+        """Take the weight of the entropy from the configuration, where that fixes it."""
+        if self.config.ent_coef is not None:
+            self.ent_coef.fill_(self.config.ent_coef)
 
     @torch.no_grad()
     def adapt(self, entropy: Tensor, skip: Tensor) -> None:

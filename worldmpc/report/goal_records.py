@@ -20,19 +20,32 @@ def goals_table(words: str) -> str:
 
 
 def _table(record: dict[str, Any]) -> str:
-    header = "| task | seed | codes after | lost | marginal | perplexity | reached after | reached | where it began | random actions |"
-    lines = [header, "|---|" + "--:|" * 9]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in record["rows"]]
     most = max(row["places"] for row in record["rows"])
-    text = (
+    lines = ["| task | seed | codes after | lost | marginal | perplexity |", "|---|" + "--:|" * 5]
+    lines += ["| " + " | ".join(_codes(row)) + " |" for row in record["rows"]]
+    codes = (
         "Codes, after so many updates: cross-entropy of the reconstruction and entropy of the mean latent, in nats per group, and classes "
-        "in use per code. Reached, after so many updates: mean similarity (0 to 1) to latents that an episode not learned from reached one "
-        f"goal interval later, at most {most} per run; beside it that of where the worker began, and where random actions lead."
+        "in use per code."
     )
-    return "\n".join([*lines, "", text])
+    header = "| task | seed | after | own future | no goal | began | random actions | held action's | no goal | began |"
+    lines += ["", codes, "", header, "|---|" + "--:|" * 9]
+    lines += ["| " + " | ".join(_reached(row)) + " |" for row in record["rows"]]
+    reached = (
+        "Similarity (0 to 1) to latents of an episode not learned from, after so many updates: first to the agent's own future, one "
+        "goal interval ahead, of what the worker reaches with that latent as its goal, of what it reaches without, of where it began, "
+        "and of where random actions lead; then to what a random action, held for the interval, leads to. "
+        f"Means over at most {most} places per run."
+    )
+    return "\n".join([*lines, "", reached])
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _codes(row: dict[str, Any]) -> list[str]:
     codes = [f"{row['recon_loss']:.3f}", f"{row['marginal_entropy']:.3f}", f"{row['perplexity']:.1f}"]
-    reached = [f"**{row['reached']:.3f}**", f"{row['where_it_began']:.3f}", f"{row['random_actions']:.3f}"]
-    return [row["task"], str(row["seed"]), f"{row['codes_after']:,}", *codes, f"{row['updates']:,}", *reached]
+    return [row["task"], str(row["seed"]), f"{row['codes_after']:,}", *codes]
+
+
+def _reached(row: dict[str, Any]) -> list[str]:
+    names = ("without_goal", "where_it_began", "random_actions")
+    own = [f"**{row['reached']:.3f}**", *(f"{row[name]:.3f}" for name in names)]
+    held = [f"**{row['reached_of_held_action']:.3f}**", *(f"{row[f'{name}_of_held_action']:.3f}" for name in names[:2])]
+    return [row["task"], str(row["seed"]), f"{row['updates']:,}", *own, *held]

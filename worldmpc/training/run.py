@@ -8,7 +8,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -318,23 +318,24 @@ def _finish(result: RunResult, logger: RunLogger, config: RunConfig, task: Task,
         logger.close()
         logger.message(f"stopped at {result.env_steps:,} simulator steps, saved in {result.run_dir}; go on with resume=auto")
         return
-    video = ""
+    images = ""
     if isinstance(agent, Director):
-        video = f", {_draw_goals(result.run_dir, task, config, agent)}"
+        director = agent
+        images += _attempt("image of goals", result.run_dir / "goals.png", lambda path: _draw_goals(path, task, config, director), logger)
     if config.eval.video:
-        video += _attempt_video(result.run_dir / "final.mp4", task, config, agent, logger)
+        images += _attempt("video", result.run_dir / "final.mp4", lambda path: record_video(path, task, config, agent), logger)
     logger.close()  # the last progress line comes before the last word
     reached = f"return {result.last_return:.1f} (best {result.best_return:.1f}) after {result.env_steps:,} simulator steps"
-    where = f"look at {result.run_dir}/curve.png{video}"
+    where = f"look at {result.run_dir}/curve.png{images}"
     logger.message(f"done: {agent.spec.name} {reached} in {seconds / 60:.1f} minutes of training; {where}")
 
 
-def _attempt_video(path: Path, task: Task, config: RunConfig, agent: Agent, logger: RunLogger) -> str:
+def _attempt(what: str, path: Path, make: Callable[[Path], object], logger: RunLogger) -> str:
     try:
-        record_video(path, task, config, agent)
-    except Exception as error:  # whatever a user's renderer does, the run itself is complete
+        make(path)
+    except Exception as error:  # whatever a user's environment does now, the run itself is complete
         kind = "" if isinstance(error, EnvError) else f"{type(error).__name__}: "
-        logger.message(f"no video: {kind}{' '.join(str(error).split())}")
+        logger.message(f"no {what}: {kind}{' '.join(str(error).split())}")
         return ""
     return f", {path}"
 
@@ -352,11 +353,10 @@ def record_video(path: Path, task: Task, config: RunConfig, agent: Agent, *, mod
     return result.mean_return
 
 
-def _draw_goals(folder: Path, task: Task, config: RunConfig, agent: Director) -> Path:
-    """Play one evaluation episode, and write and draw how near the agent came to its goals."""
+def _draw_goals(path: Path, task: Task, config: RunConfig, agent: Director) -> None:
+    """Play one evaluation episode, draw how near the agent came to its goals, and write that beside it."""
     diary = GoalDiary(agent)
     with evaluation_envs(task, config.env, 1, seed=config.seed) as envs:
         evaluate(agent, envs, 1, watch=diary.note)
-    write_goals(folder / GOALS, diary.steps)
-    plot_goals({agent.spec.name: diary.steps}, folder / "goals.png")
-    return folder / "goals.png"
+    write_goals(path.with_name(GOALS), diary.steps)
+    plot_goals({agent.spec.name: diary.steps}, path)

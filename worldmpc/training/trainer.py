@@ -317,7 +317,7 @@ def check_losses(metrics: Mapping[str, Tensor], max_loss: float, who: str = "") 
     Raises:
         DivergenceError: naming the first term that is not finite, or larger than ``max_loss``.
     """
-    for name in ("total_loss", "pi_loss"):
+    for name in ("total_loss", "pi_loss", *(name for name in metrics if "/" in name and name.endswith("_loss"))):
         if name in metrics and not abs(float(metrics[name])) < max_loss:
             terms = {
                 term: float(value)
