@@ -12,11 +12,12 @@ from tests.models.test_goals import generator, hierarchy, latents, world
 from worldmpc import losses
 from worldmpc.config import ManagerConfig, WorkerConfig
 from worldmpc.losses.hierarchy import best_proposal, reaching
-from worldmpc.models.goal_directed import with_goal
+from worldmpc.models.goal_directed import Weights, with_goal
 from worldmpc.models.hierarchy import EXPLORATION, EXTRINSIC
 from worldmpc.noise import NoiseStream
 from worldmpc.types import SequenceBatch
 
+BOTH = Weights(1.0, 1.0)
 COEFS = losses.Coefficients(rho=0.5, entropy=1e-4, tau=0.01)
 MANAGER = ManagerConfig(goal_interval=4, imagined_goals=3)
 
@@ -159,7 +160,7 @@ def test_what_is_not_real_teaches_the_worker_nothing():
     other = batch._replace(zg=torch.where(real > 0, batch.zg, batch.zg.roll(1, 0)), action=batch.action * real)
     found = []
     for one in (batch, other):
-        policy, _ = losses.worker_policy_loss(WorkerConfig(), own.worker, model, one, COEFS._replace(tau=0.0), torch.ones(()), noise)
+        policy, _ = losses.worker_policy_loss(BOTH, own.worker, model, one, COEFS._replace(tau=0.0), torch.ones(()), noise)
         found.append((losses.worker_value_loss(own, model, one, 0.9, noise)[0], policy))
     assert_close(*found)
 
@@ -174,8 +175,8 @@ def test_gradients_reach_their_own_parts_alone(discrete):
     batch = worker_batch()
     goal_loss, _ = losses.autoencoder_loss(own.goals, latents(rows), torch.ones(rows), torch.ones(()), noise)
     value_loss, _ = losses.worker_value_loss(own, model, batch, 0.9, noise)
-    policy_loss, _ = losses.worker_policy_loss(WorkerConfig(), own.worker, model, batch, COEFS, torch.ones(()), noise)
-    imagined = losses.imagine(WorkerConfig(), own, model, latents(rows), noise)
+    policy_loss, _ = losses.worker_policy_loss(BOTH, own.worker, model, batch, COEFS, torch.ones(()), noise)
+    imagined = losses.imagine(BOTH, own, model, latents(rows), noise)
     critic_loss, returns, _ = losses.manager_critic_loss(MANAGER, own, model, imagined)
     actor_loss, _, _ = losses.manager_actor_loss(MANAGER, own, model, imagined, returns, torch.ones(2), 0.01)
     expected = {
@@ -203,8 +204,8 @@ def test_the_worker_climbs_what_plans_end_in(discrete):
     z = batch.zg.chunk(2, -1)[0]
 
     def loss(goal, task):
-        config, scale = WorkerConfig(goal_weight=goal, task_weight=task), torch.ones(())
-        return losses.worker_policy_loss(config, own.worker, model, batch, COEFS._replace(entropy=0.0, tau=0.0), scale, noise)[0]
+        weights, scale = Weights(goal, task), torch.ones(())
+        return losses.worker_policy_loss(weights, own.worker, model, batch, COEFS._replace(entropy=0.0, tau=0.0), scale, noise)[0]
 
     if discrete:
         of_goal = model.two_hot.decode(own.worker.choice_logits(batch.zg)).mean(0)
@@ -225,7 +226,7 @@ def test_imagined_rewards_are_means_over_the_decisions_of_a_goal():
     model = world(terminates=False)
     own = hierarchy(model)
     noise = draw(losses.imagination_noise(MANAGER, own, 2, 5))
-    imagined = losses.imagine(WorkerConfig(), own, model, latents(5), noise)
+    imagined = losses.imagine(BOTH, own, model, latents(5), noise)
     assert imagined.z.shape == (4, 5, 16) and imagined.code.shape == (3, 5, 3, 4) and imagined.reward.shape == (2, 3, 5)
     assert torch.equal(imagined.cont, torch.ones(3, 5))
     z, goal, task, novelty = latents(5), own.goals.decode(imagined.code[0]), [], []
@@ -244,7 +245,7 @@ def test_what_lies_behind_an_imagined_end_counts_for_nothing():
     own = hierarchy(model)
     model.cont = lambda z: torch.zeros(z.shape[:-1])
     noise = draw(losses.imagination_noise(MANAGER, own, 2, 5))
-    imagined = losses.imagine(WorkerConfig(), own, model, latents(5), noise)
+    imagined = losses.imagine(BOTH, own, model, latents(5), noise)
     assert torch.equal(imagined.cont, torch.zeros(3, 5))
     first = model.step(
         latents(5), own.worker.propose(with_goal(latents(5), own.goals.decode(imagined.code[0])), noise["manager_worker"][0, 0])
@@ -258,7 +259,7 @@ def test_advantages_have_no_scale():
     """Small returns of exploration count as much as large ones where the task has none."""
     model = world(terminates=False)
     own = hierarchy(model)
-    imagined = losses.imagine(WorkerConfig(), own, model, latents(5), draw(losses.imagination_noise(MANAGER, own, 2, 5)))
+    imagined = losses.imagine(BOTH, own, model, latents(5), draw(losses.imagination_noise(MANAGER, own, 2, 5)))
     returns = torch.stack((torch.zeros(3, 5), torch.rand(3, 5, generator=generator())))
     found = [losses.manager_actor_loss(MANAGER, own, model, imagined, factor * returns, torch.ones(2), 0.0)[0] for factor in (0.1, 10.0)]
     assert_close(found[0], found[1])
@@ -270,7 +271,7 @@ def test_returns_count_by_their_ranges():
     model = world(terminates=False)
     config = ManagerConfig(goal_interval=4, imagined_goals=3, ent_coef=0.0, intrinsic_coef=0.5)
     own = hierarchy(model, config)
-    imagined = losses.imagine(WorkerConfig(), own, model, latents(5), draw(losses.imagination_noise(config, own, 2, 5)))
+    imagined = losses.imagine(BOTH, own, model, latents(5), draw(losses.imagination_noise(config, own, 2, 5)))
     returns = torch.rand(2, 3, 5, generator=generator())
     loss, scales, _ = losses.manager_actor_loss(config, own, model, imagined, returns, torch.tensor([2.0, 5.0]), 0.0)
     mixed = returns[EXTRINSIC] / 2 + 0.5 * returns[EXPLORATION] / 5
@@ -284,13 +285,13 @@ def test_a_bonus_chooses_among_the_task_policys_actions():
     model = world()
     own = hierarchy(model, mode="planner_bonus")
     z, goal, eps = latents(5), latents(5).roll(1, 0), torch.randn(4, 5, 2, generator=generator())
-    near = best_proposal(WorkerConfig(goal_weight=1e3), own, model, z, goal, eps)
+    near = best_proposal(Weights(1e3, 1.0), own, model, z, goal, eps)
     reached = own.similarity(model.next(z, near), goal)
     each = [own.similarity(model.next(z, model.propose(z, one)), goal) for one in eps]
     assert_close(reached, torch.stack(each).amax(0))
     noise = draw(losses.imagination_noise(MANAGER, own, 2, 5))
     codes = noise | {"manager_codes": -noise["manager_codes"]}
-    bonus = WorkerConfig(mode="planner_bonus", goal_weight=1e3)
+    bonus = Weights(1e3, 1.0)
     one, other = (losses.imagine(bonus, own, model, z, each) for each in (noise, codes))
     assert not torch.equal(one.reward, other.reward)
 
@@ -304,7 +305,7 @@ def test_the_manager_learns_which_goal_pays():
     stream = NoiseStream(1, "bandit")
     for _ in range(150):
         noise = stream.draw(losses.imagination_noise(config, own, 2, 64))
-        imagined = losses.imagine(WorkerConfig(), own, model, z, noise)
+        imagined = losses.imagine(BOTH, own, model, z, noise)
         returns = torch.stack((imagined.code[..., 0, 0], torch.zeros(1, 64)))
         loss, _, metrics = losses.manager_actor_loss(config, own, model, imagined, returns, torch.ones(2), 0.01)
         optimizer.zero_grad()

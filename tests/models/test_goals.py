@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from worldmpc.config import GoalVAEConfig, ManagerConfig, ModelConfig, WorkerConfig
 from worldmpc.models.goal_autoencoder import WEIGHT_RANGE, GoalAutoencoder, mixed
-from worldmpc.models.goal_directed import GoalDirected, with_goal
+from worldmpc.models.goal_directed import GoalDirected, Weights, plan_weights, with_goal
 from worldmpc.models.hierarchy import Hierarchy
 from worldmpc.models.nets import init_weights
 from worldmpc.models.similarity import in_groups, make_similarity
@@ -210,7 +210,7 @@ def test_networks_beside_leave_the_world_model_as_it_is():
 def test_rewards_of_task_and_goal_are_weighted(discrete, num_dynamics):
     model = world(discrete, num_dynamics=num_dynamics)
     own = hierarchy(model)
-    directed = GoalDirected(model, own.worker, own.similarity, 0.7, 0.3)
+    directed = GoalDirected(model, own.worker, own.similarity, lambda: Weights(0.7, 0.3))
     lead = (num_dynamics, 5) if num_dynamics > 1 else (5,)
     z, goal, actions = latents(*lead), latents(*lead).roll(1, -2), torch.rand(3, *lead, 2, generator=generator())
     steps, plain = directed.rollout(with_goal(z, goal), actions), model.rollout(z, actions)
@@ -232,7 +232,7 @@ def test_terminal_values_match_the_rewards(discrete):
     task, goal = model.terminal_value(z[:, :16], eps, critics), own.worker.value(z, eps, model.two_hot)
     assert goal.abs().max() > 0 and task.abs().max() > 0
     for weights in ((1.0, 0.0), (0.0, 1.0), (0.2, 0.5)):
-        found = GoalDirected(model, own.worker, own.similarity, *weights).terminal_value(z, eps, critics)
+        found = GoalDirected(model, own.worker, own.similarity, lambda now=weights: Weights(*now)).terminal_value(z, eps, critics)
         assert_close(found, weights[0] * goal + weights[1] * task)
 
 
@@ -240,26 +240,30 @@ def test_proposals_are_half_the_task_policys_where_the_task_counts():
     model = world()
     own = hierarchy(model)
     z, eps = with_goal(latents(2), latents(2).roll(1, 0))[:, None].expand(-1, 6, -1), torch.randn(2, 6, 2, generator=generator())
-    both = GoalDirected(model, own.worker, own.similarity, 1.0, 1.0).propose(z, eps)
+    directed = GoalDirected(model, own.worker, own.similarity, lambda: Weights(1.0, 1.0))
+    both = directed.propose(z, eps)
     assert_close(both[:, :3], model.propose(z[:, :3, :16], eps[:, :3]))
     assert_close(both[:, 3:], own.worker.propose(z[:, 3:], eps[:, 3:]))
-    assert_close(GoalDirected(model, own.worker, own.similarity, 1.0, 0.0).propose(z, eps), own.worker.propose(z, eps))
-    assert propose(GoalDirected(model, own.worker, own.similarity, 1.0, 1.0), z[:, 0], eps[None].expand(3, -1, -1, -1)).shape == (
-        3,
-        2,
-        6,
-        2,
-    )
+    assert_close(GoalDirected(model, own.worker, own.similarity, lambda: Weights(1.0, 0.0)).propose(z, eps), own.worker.propose(z, eps))
+    assert propose(directed, z[:, 0], eps[None].expand(3, -1, -1, -1)).shape == (3, 2, 6, 2)
 
 
 def test_a_bonus_of_nothing_is_the_task_alone():
     model = world()
     own = hierarchy(model, mode="planner_bonus")
     assert own.worker is None
-    plain = GoalDirected(model, None, own.similarity, 0.0, 1.0)
+    plain = GoalDirected(model, None, own.similarity, lambda: Weights(0.0, 1.0))
     z, goal, actions = latents(2, 5), latents(2, 5).roll(1, 0), torch.rand(3, 2, 5, 2, generator=generator()) * 2 - 1
     eps, critics = torch.randn(2, 5, 2, generator=generator()), torch.tensor([1, 0])
     found = rollout_return(plain, with_goal(z, goal), actions, 0.9, eps, critics)
     assert_close(found, rollout_return(model, z, actions, 0.9, eps, critics, differentiable=True))
-    bonus = GoalDirected(model, None, own.similarity, 0.1, 1.0)
+    bonus = GoalDirected(model, None, own.similarity, lambda: Weights(0.1, 1.0))
     assert (rollout_return(bonus, with_goal(z, goal), actions, 0.9, eps, critics) > found).all()
+
+
+def test_goals_count_less_the_more_the_task_has_to_say():
+    scale = torch.tensor(4.0)
+    assert plan_weights(WorkerConfig(goal_weight=0.5), scale) == Weights(torch.tensor(0.125), 1.0)
+    assert plan_weights(WorkerConfig(), torch.ones(())) == Weights(torch.tensor(1.0), 1.0)
+    assert plan_weights(WorkerConfig(task_weight=0.0), scale) == Weights(1.0, 0.0)
+    assert plan_weights(WorkerConfig(mode="planner_bonus"), scale) == Weights(0.1, 1.0)

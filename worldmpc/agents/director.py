@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from worldmpc.agents.goals import GoalCarry, GoalSetter
 from worldmpc.agents.planning import plan_output, plan_replay
 from worldmpc.agents.tdmpc2 import TDMPC2
-from worldmpc.config import RunConfig, goal_weight, seed_decisions, too_long_interval
+from worldmpc.config import RunConfig, seed_decisions, too_long_interval
 from worldmpc.data.source import ReplaySource
 from worldmpc.data.transitions import first_steps
 from worldmpc.functional import CapturedByShape, maybe_compile, seconds_compiling
 from worldmpc.learners.hierarchy import HierarchyLearner
 from worldmpc.learners.objectives import Objectives
-from worldmpc.models.goal_directed import GoalDirected, with_goal
+from worldmpc.models.goal_directed import GoalDirected, plan_weights, with_goal
 from worldmpc.models.hierarchy import Hierarchy
 from worldmpc.models.packing import constant_parameters
 from worldmpc.noise import NoiseSpec, NoiseStream
@@ -48,10 +48,10 @@ class Director:
         self.config, self.spec, self.device, self.discount = config, spec, self.flat.device, self.flat.discount
         self.hierarchy = Hierarchy(config.goal_vae, config.manager, config.worker, self.flat.model, config.seed).to(self.device)
         self.model = nn.ModuleDict({"world": self.flat.model, "director": self.hierarchy})
-        weights = goal_weight(config.worker), config.worker.task_weight
-        self.planning = GoalDirected(self.flat.model, self.hierarchy.worker, self.hierarchy.similarity, *weights)
+        own, weights = self.hierarchy, lambda: plan_weights(config.worker, self.flat.learner.scale)
+        self.planning = GoalDirected(self.flat.model, own.worker, own.similarity, weights)
         self.streams = {name: NoiseStream(config.seed, "director", name, device=self.device) for name in ("goals", "update")}
-        self.learner = HierarchyLearner(config, self.hierarchy, self.flat.model, self.streams["update"], total_updates)
+        self.learner = HierarchyLearner(config, self.hierarchy, self.planning, self.streams["update"], total_updates)
         self.setter = GoalSetter(self.hierarchy, interval)
         self._plan = maybe_compile(self._refine, config.compile)
         how = {name: functools.partial(self._decide, explore=name == "explore") for name in ("explore", "eval")}

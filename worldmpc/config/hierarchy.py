@@ -62,7 +62,10 @@ class WorkerConfig:
         "groupwise",
         "goal reward: cosine times ratio of lengths, within each group of the latent (mean) or of the whole latent; or minus the distance",
     )
-    goal_weight: float | None = key(None, "weight of the goal reward in plans; null: 1, with mode=planner_bonus 0.1")
+    goal_weight: float | None = key(
+        None,
+        "weight of the goal reward in plans, of a worker divided by the running range of the task's values; null: 1, of planner_bonus 0.1",
+    )
     task_weight: float = key(1.0, "weight of the task's reward in plans")
     gamma: float = key(0.95, "discount of goal rewards, per decision")
     num_q: int = key(2, "critics of goal rewards")

@@ -13,10 +13,9 @@ from worldmpc.config import RunConfig
 from worldmpc.data.transitions import first_windows
 from worldmpc.functional import Captured, maybe_compile, seconds_compiling
 from worldmpc.learners.descent import Descent
-from worldmpc.models.goal_directed import with_goal
+from worldmpc.models.goal_directed import GoalDirected, with_goal
 from worldmpc.models.hierarchy import Hierarchy
 from worldmpc.models.value_based import polyak
-from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec, NoiseStream
 from worldmpc.types import Metrics, Noise, SequenceBatch
 
@@ -29,13 +28,13 @@ class HierarchyLearner:
     Args:
         config: the run's configuration.
         hierarchy: the networks.
-        model: the world model, which is read alone.
+        planning: what plans see: the world model, which is read alone, and what goal and task count.
         stream: random numbers of the updates.
         total_updates: length of the learning-rate schedule.
     """
 
-    def __init__(self, config: RunConfig, hierarchy: Hierarchy, model: WorldModel, stream: NoiseStream, total_updates: int) -> None:
-        self.config, self.hierarchy, self.model, self.stream = config, hierarchy, model, stream
+    def __init__(self, config: RunConfig, hierarchy: Hierarchy, planning: GoalDirected, stream: NoiseStream, total_updates: int) -> None:
+        self.config, self.hierarchy, self.planning, self.model, self.stream = config, hierarchy, planning, planning.model, stream
         rates = {"goals": config.goal_vae.lr / config.optim.lr}
         rates |= dict.fromkeys(("manager.actor", "manager.critics"), config.manager.lr / config.optim.lr)
         rates |= {} if hierarchy.worker is None else {"worker.q": 1.0, "worker.pi": 1.0}
@@ -119,7 +118,7 @@ class HierarchyLearner:
         value_loss, metrics = self._losses["value"](self.hierarchy, self.model, own, self.config.worker.gamma, noise)
         _, skip = self.descent.step("worker.q", value_loss, skip)
         scale, coefs = self.worker_scale, losses.Coefficients(self.config.loss.rho, self.config.loss.entropy_coef, tau)
-        policy_loss, found = self._losses["policy"](self.config.worker, worker, self.model, own, coefs, scale, noise)
+        policy_loss, found = self._losses["policy"](self.planning.weights(), worker, self.model, own, coefs, scale, noise)
         _, skip = self.descent.step("worker.pi", policy_loss, skip)
         scale.copy_(torch.where(skip > 0, scale, found["worker/pi_scale"]))
         polyak(worker.slow_q, worker.q, tau * (1 - skip))
@@ -130,7 +129,7 @@ class HierarchyLearner:
         own, manager = self.config.manager, self.hierarchy.manager
         with torch.no_grad():
             z = self.model.encode(obs)
-        imagined = self._losses["imagine"](self.config.worker, self.hierarchy, self.model, z, noise)
+        imagined = self._losses["imagine"](self.planning.weights(), self.hierarchy, self.model, z, noise)
         critic_loss, returns, metrics = self._losses["critics"](own, self.hierarchy, self.model, imagined)
         scales, tau = self.manager_scales, self.config.loss.tau
         actor_loss, new, found = self._losses["actor"](own, self.hierarchy, self.model, imagined, returns, scales, tau)

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldmpc.config import ManagerConfig, WorkerConfig, goal_weight
+from worldmpc.config import ManagerConfig, WorkerConfig
 from worldmpc.losses.policy import GREEDY, Coefficients, update_scale
 from worldmpc.models.goal_autoencoder import GoalAutoencoder
-from worldmpc.models.goal_directed import with_goal
+from worldmpc.models.goal_directed import Weights, with_goal
 from worldmpc.models.hierarchy import EXPLORATION, EXTRINSIC, Hierarchy, Worker
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec
@@ -134,7 +134,7 @@ def worker_value_loss(hierarchy: Hierarchy, model: WorldModel, batch: WorkerBatc
 
 
 def worker_policy_loss(
-    config: WorkerConfig, worker: Worker, model: WorldModel, batch: WorkerBatch, coefs: Coefficients, scale: Tensor, noise: Noise
+    weights: Weights, worker: Worker, model: WorldModel, batch: WorkerBatch, coefs: Coefficients, scale: Tensor, noise: Noise
 ) -> tuple[Tensor, Metrics]:
     """Minus values of the policy's actions over their running range, minus entropy, mean over real steps -> [].
 
@@ -142,12 +142,12 @@ def worker_policy_loss(
     Of one-hot actions they are expected over all of them. ``worker/pi_scale`` is the new running range.
     """
     z, share = batch.zg.chunk(2, -1)[0], batch.real / batch.real.sum().clamp(min=1)
-    goal_share, task_share, critics, decode = goal_weight(config), config.task_weight, noise["worker_critics"], model.two_hot.decode
+    critics, decode = noise["worker_critics"], model.two_hot.decode
     if worker.discrete:
         with torch.no_grad():
-            values = goal_share * decode(worker.choice_logits(batch.zg)).mean(0)
-            if task_share:
-                values = values + task_share * model.choice_values(z, critics).mean(0)
+            values = weights.goal * decode(worker.choice_logits(batch.zg)).mean(0)
+            if weights.task:
+                values = values + weights.task * model.choice_values(z, critics).mean(0)
         log_probs = torch.log_softmax(worker.pi(batch.zg), -1)
         expected = (log_probs.exp() * values).sum(-1)
         scale = update_scale(scale, expected.detach(), coefs.tau)
@@ -155,9 +155,9 @@ def worker_policy_loss(
         loss, entropy = (-(best * log_probs).sum(-1) * share).sum(), -(log_probs.exp() * log_probs).sum(-1)
     else:
         sample = worker.policy(batch.zg, noise["worker_policy"])
-        values = goal_share * decode(worker.q_logits(batch.zg, sample.action, frozen=True)).mean(0)
-        if task_share:
-            values = values + task_share * model.q_values(z, sample.action, critics, frozen=True).mean(0)
+        values = weights.goal * decode(worker.q_logits(batch.zg, sample.action, frozen=True)).mean(0)
+        if weights.task:
+            values = values + weights.task * model.q_values(z, sample.action, critics, frozen=True).mean(0)
         scale = update_scale(scale, values.detach(), coefs.tau)
         loss, entropy = (-(values / scale + coefs.entropy * sample.scaled_entropy) * share).sum(), sample.entropy
     metrics = {"pi_loss": loss.detach(), "pi_scale": scale, "pi_entropy": (entropy.detach() * share).sum()}
@@ -184,14 +184,14 @@ def imagination_noise(config: ManagerConfig, hierarchy: Hierarchy, action_dim: i
 
 
 @torch.no_grad()
-def imagine(config: WorkerConfig, hierarchy: Hierarchy, model: WorldModel, z: Tensor, noise: Noise) -> Imagined:
+def imagine(weights: Weights, hierarchy: Hierarchy, model: WorldModel, z: Tensor, noise: Noise) -> Imagined:
     """Follow the manager's goals with the worker's policy through the world model, or without a worker as :func:`best_proposal` does.
 
     A goal's reward is the mean over its decisions, each weighted by the probability that the episode has got so far, that of the task
     predicted, that of exploration what the goal autoencoder loses of the latents reached.
 
     Args:
-        config: weights of goal and task.
+        weights: of goal and task.
         hierarchy: manager, worker and goal autoencoder.
         model: the world model.
         z: [N, Z] where to begin.
@@ -202,15 +202,15 @@ def imagine(config: WorkerConfig, hierarchy: Hierarchy, model: WorldModel, z: Te
     for eps_code, eps_action in zip(noise["manager_codes"], noise["manager_worker"], strict=True):
         code = hierarchy.manager.choose(z, eps_code)
         goal, weight, reached, task = goals.decode(code), torch.ones_like(z[..., 0]), [], []
-        weights = []
+        got_so_far = []
         for eps in eps_action:
-            step = model.step(z, _imagined_action(config, hierarchy, model, z, goal, eps))
+            step = model.step(z, _imagined_action(weights, hierarchy, model, z, goal, eps))
             z = step.z
             reached.append(z)
             task.append(step.reward)
-            weights.append(weight)
+            got_so_far.append(weight)
             weight = weight * step.cont
-        share = torch.stack(weights) / len(weights)
+        share = torch.stack(got_so_far) / len(got_so_far)
         novelty = goals.novelty(torch.stack(reached))
         rewards.append(torch.stack(((torch.stack(task) * share).sum(0), (novelty * share).sum(0))))
         zs.append(z)
@@ -219,13 +219,13 @@ def imagine(config: WorkerConfig, hierarchy: Hierarchy, model: WorldModel, z: Te
     return Imagined(torch.stack(zs), torch.stack(codes), torch.stack(rewards, 1), torch.stack(conts))
 
 
-def _imagined_action(config: WorkerConfig, hierarchy: Hierarchy, model: WorldModel, z: Tensor, goal: Tensor, eps: Tensor) -> Tensor:
+def _imagined_action(weights: Weights, hierarchy: Hierarchy, model: WorldModel, z: Tensor, goal: Tensor, eps: Tensor) -> Tensor:
     if hierarchy.worker is None:
-        return best_proposal(config, hierarchy, model, z, goal, eps)
+        return best_proposal(weights, hierarchy, model, z, goal, eps)
     return hierarchy.worker.propose(with_goal(z, goal), eps)
 
 
-def best_proposal(config: WorkerConfig, hierarchy: Hierarchy, model: WorldModel, z: Tensor, goal: Tensor, eps: Tensor) -> Tensor:
+def best_proposal(weights: Weights, hierarchy: Hierarchy, model: WorldModel, z: Tensor, goal: Tensor, eps: Tensor) -> Tensor:
     """The task policy's action that a plan of one step with a bonus for the goal chooses: [N, Z], [N, Z], [P, N, A] -> [N, A].
 
     It stands for the planner, which would have to plan for every imagined step.
@@ -233,7 +233,7 @@ def best_proposal(config: WorkerConfig, hierarchy: Hierarchy, model: WorldModel,
     states = z.expand(len(eps), *z.shape)
     actions = model.propose(states, eps)
     bonus = hierarchy.similarity(model.next(states, actions), goal.expand_as(states))
-    score = config.task_weight * model.q_values(states, actions).mean(0) + goal_weight(config) * bonus  # [P, N]
+    score = weights.task * model.q_values(states, actions).mean(0) + weights.goal * bonus  # [P, N]
     return actions.gather(0, score.argmax(0)[None, :, None].expand(1, *actions.shape[1:]))[0]
 
 

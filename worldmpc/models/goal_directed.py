@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from worldmpc.config import WorkerConfig, goal_weight
 from worldmpc.models.hierarchy import Worker
 from worldmpc.models.similarity import Similarity
 from worldmpc.models.world_model import WorldModel
 from worldmpc.types import ModelStep
+
+
+class Weights(NamedTuple):
+    """What goal and task count in plans, and in what stands for them."""
+
+    goal: Tensor | float
+    """Of the goal reward, []."""
+    task: float
+
+
+def plan_weights(config: WorkerConfig, scale: Tensor) -> Weights:
+    """Return the weights of goal and task; a worker's goal rewards are divided by the running range [], at least 1, of the task's values.
+
+    So goals decide where the task has nothing to say, and less the more it has. A bonus, or goals alone, are weighted as they are.
+    """
+    weight, divides = goal_weight(config), config.task_weight and config.mode == "goal_conditioned"
+    return Weights(weight / scale if divides else weight, config.task_weight)
 
 
 class GoalDirected:
@@ -18,13 +39,12 @@ class GoalDirected:
         model: the world model.
         worker: proposes actions and values goals; None: both are the world model's own, and the goal is a bonus to rewards alone.
         similarity: goal reward of the latent that a step leads to.
-        goal_weight: of the goal reward.
-        task_weight: of the task's reward.
+        weights: of goal and task, asked for in every plan.
     """
 
-    def __init__(self, model: WorldModel, worker: Worker | None, similarity: Similarity, goal_weight: float, task_weight: float) -> None:
+    def __init__(self, model: WorldModel, worker: Worker | None, similarity: Similarity, weights: Callable[[], Weights]) -> None:
         self.model, self.worker, self.similarity = model, worker, similarity
-        self.goal_weight, self.task_weight = goal_weight, task_weight
+        self.weights = weights
         self.num_particles: int = getattr(model, "num_particles", 1)
         if model.discrete:
             self.action_probs = self._action_probs
@@ -56,7 +76,7 @@ class GoalDirected:
 
     def propose(self, z: Tensor, eps: Tensor) -> Tensor:
         """Candidates of the policy that follows goals; where the task counts half of them are its own: [..., P, 2 Z] -> [..., P, A]."""
-        half = z.shape[-2] // 2 if self.task_weight and self.worker is not None else 0
+        half = z.shape[-2] // 2 if self.weights().task and self.worker is not None else 0
         if not half:
             return self.follow(z, eps)
         states, noise = (part.split((half, z.shape[-2] - half), -2) for part in (z, eps))
@@ -65,22 +85,23 @@ class GoalDirected:
     def terminal_value(self, z: Tensor, eps: Tensor, critics: Tensor) -> Tensor:
         """Values of task and goal, weighted as rewards are: [..., 2 Z], [..., A], [2] -> [...]."""
         latent = z.chunk(2, -1)[0]
-        value = latent.new_zeros(latent.shape[:-1])
-        if self.task_weight:
-            value = value + self.task_weight * self.model.terminal_value(latent, eps, critics)
-        if self.worker is not None and self.goal_weight:
-            value = value + self.goal_weight * self.worker.value(z, eps, self.model.two_hot)
+        value, weights = latent.new_zeros(latent.shape[:-1]), self.weights()
+        if weights.task:
+            value = value + weights.task * self.model.terminal_value(latent, eps, critics)
+        if self.worker is not None:
+            value = value + weights.goal * self.worker.value(z, eps, self.model.two_hot)
         return value
 
     def _reward(self, task: Tensor, latent: Tensor, goal: Tensor) -> Tensor:
-        return self.task_weight * task + self.goal_weight * self.similarity(latent, goal)
+        weights = self.weights()
+        return weights.task * task + weights.goal * self.similarity(latent, goal)
 
     def _action_probs(self, z: Tensor) -> Tensor:
         """Probabilities of one-hot actions, of worker and task in equal parts where the task counts: [..., 2 Z] -> [..., A]."""
         task = torch.softmax(self.model.pi(z.chunk(2, -1)[0]), -1)
         if self.worker is None:
             return task
-        return (task + self.worker.probs(z)) / 2 if self.task_weight else self.worker.probs(z)
+        return (task + self.worker.probs(z)) / 2 if self.weights().task else self.worker.probs(z)
 
 
 def with_goal(z: Tensor, goal: Tensor) -> Tensor:
