@@ -64,7 +64,7 @@ class WorkerConfig:
     )
     goal_weight: float | None = key(
         None,
-        "weight of the goal reward in plans, of a worker divided by the running range of the task's values; null: 1, of planner_bonus 0.1",
+        "weight of the goal reward in plans, of a worker over the running range of the task's values; null: 1, of planner_bonus 0.1",
     )
     task_weight: float = key(1.0, "weight of the task's reward in plans")
     gamma: float = key(0.95, "discount of goal rewards, per decision")
