@@ -42,6 +42,7 @@ class HierarchyLearner:
         device = self.descent.skipped.device
         self.worker_scale, self.manager_scales = torch.ones((), device=device), torch.ones(2, device=device)
         self.temperature = torch.ones((), device=device)
+        self._coefs = losses.coefficients(config.policy, config.loss, config.planner, self.model.action_dim)
         self.managed: Metrics = {}
         """Metrics of the manager's last update."""
         self._losses = {name: maybe_compile(loss, config.compile) for name, loss in _LOSSES.items()}
@@ -70,10 +71,10 @@ class HierarchyLearner:
         self.temperature.fill_(self.hierarchy.goals.temperature(self.updates))
         manages = self.updates % self.config.manager.update_every == 0
         size = batch.reward.shape[1]
-        few = min(self.config.worker.batch_size or size, size)
+        few = self.config.worker.batch_size or size
         metrics = self._steps["follow"](first_windows(batch, few), self.stream.draw(self.noise_specs(few)))
         if manages:
-            rows = min(self.config.manager.batch_size, size)
+            rows = self.config.manager.batch_size
             specs = losses.imagination_noise(self.config.manager, self.hierarchy, self.model.action_dim, rows)
             self.managed = self._steps["manage"](batch.obs[0, :rows], self.stream.draw(specs))
         self.descent.updates += 1
@@ -117,8 +118,8 @@ class HierarchyLearner:
         )
         value_loss, metrics = self._losses["value"](self.hierarchy, self.model, own, self.config.worker.gamma, noise)
         _, skip = self.descent.step("worker.q", value_loss, skip)
-        scale, coefs = self.worker_scale, losses.Coefficients(self.config.loss.rho, self.config.loss.entropy_coef, tau)
-        policy_loss, found = self._losses["policy"](self.planning.weights(), worker, self.model, own, coefs, scale, noise)
+        scale = self.worker_scale
+        policy_loss, found = self._losses["policy"](self.planning.weights(), worker, self.model, own, self._coefs, scale, noise)
         _, skip = self.descent.step("worker.pi", policy_loss, skip)
         scale.copy_(torch.where(skip > 0, scale, found["worker/pi_scale"]))
         polyak(worker.slow_q, worker.q, tau * (1 - skip))
