@@ -325,7 +325,7 @@ def test_captured_equals_eager(monkeypatch):
         ({"replay.windows": "inside"}, "replay.windows: whole windows of manager.goal_interval=4 steps.*use replay.windows=padded"),
         ({"goal_vae.tau_start": 0.5}, "goal_vae.tau_start: goal_vae.kind=straight_through never reads it.*use goal_vae.kind=gumbel"),
         ({"goal_vae.kl_target": 0.5, "goal_vae.beta": 0.5}, "goal_vae.kl_target: goal_vae.beta=0.5 never reads it.*use goal_vae.beta=null"),
-        ({"manager.ent_target": 0.4}, "manager.ent_target: manager.ent_coef=0.01 never reads it"),
+        ({"manager.ent_target": 0.4, "manager.ent_coef": 0.01}, "manager.ent_target: manager.ent_coef=0.01 never reads it"),
         ({"worker.gamma": 0.9, "worker.mode": "planner_bonus"}, "worker.gamma: worker.mode=planner_bonus never reads it"),
         ({"trainer": "online"}, "manager.goal_interval: trainer=online never reads it; leave it out, or use trainer=director"),
         ({"worker.goals": [0.5, 0.5]}, "worker.goals: expected three shares that sum to 1"),

@@ -19,7 +19,7 @@ from worldmpc.types import SequenceBatch
 
 BOTH = Weights(1.0, 1.0)
 COEFS = losses.Coefficients(rho=0.5, entropy=1e-4, tau=0.01)
-MANAGER = ManagerConfig(goal_interval=4, imagined_goals=3)
+MANAGER = ManagerConfig(goal_interval=4, imagined_goals=3, ent_coef=0.01)
 
 
 def draw(specs):

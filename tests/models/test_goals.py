@@ -176,7 +176,7 @@ def test_novelty_is_measured_by_what_is_usually_lost():
 
 def test_the_weight_of_the_entropy_follows_its_target():
     model, on = world(), torch.zeros(())
-    boss = hierarchy(model, manager=ManagerConfig(ent_coef=None, ent_target=0.25)).manager
+    boss = hierarchy(model, manager=ManagerConfig(ent_target=0.25)).manager
     target, least = 0.25 * boss.most_entropy, 0.75 * boss.most_entropy
     before = boss.ent_coef.item()
     boss.adapt(torch.tensor(target - 0.2 * least), on)  # too sure of itself
@@ -186,7 +186,7 @@ def test_the_weight_of_the_entropy_follows_its_target():
     assert boss.ent_coef.item() == pytest.approx(1.1 * before)
     boss.adapt(torch.tensor(target + 0.2 * least), on)
     assert boss.ent_coef.item() == pytest.approx(before)
-    fixed = hierarchy(model).manager
+    fixed = hierarchy(model, manager=ManagerConfig(ent_coef=0.01)).manager
     fixed.adapt(on, on)
     assert fixed.ent_coef.item() == pytest.approx(0.01)
 
