@@ -26,10 +26,12 @@ def draw(specs):
     return NoiseStream(1, "test").draw(specs)
 
 
-def worker_batch(rows=6, terminated=0.0):
-    zg = with_goal(latents(rows), latents(rows).roll(1, 0))
-    action = torch.rand(rows, 2, generator=generator()) * 2 - 1
-    return losses.WorkerBatch(zg, action, zg.roll(2, 0), torch.full((rows,), terminated), torch.ones(rows))
+def worker_batch(terminated=0.0):
+    """Two steps of three windows."""
+    zg = with_goal(latents(6), latents(6).roll(1, 0))
+    action = torch.rand(6, 2, generator=generator()) * 2 - 1
+    parts = zg, action, zg.roll(2, 0), torch.full((6,), terminated), torch.ones(6)
+    return losses.WorkerBatch(*(part.unflatten(0, (2, 3)) for part in parts))
 
 
 def test_lambda_returns_by_hand():
@@ -130,8 +132,8 @@ def test_worker_targets_by_hand(discrete):
         own.worker.slow_q.layers[-1].weight.zero_()
     batch = worker_batch()
     if discrete:
-        batch = batch._replace(action=torch.eye(2)[torch.arange(6) % 2])
-    noise = draw(losses.worker_noise(own.worker, model, 6))
+        batch = batch._replace(action=torch.eye(2)[torch.arange(6) % 2].unflatten(0, (2, 3)))
+    noise = draw(losses.worker_noise(own.worker, model, 2, 3))
     _, metrics = losses.worker_value_loss(own, model, batch, 0.9, noise)
     latent, goal = batch.next_zg.chunk(2, -1)
     assert_close(metrics["worker/goal_reward"], own.similarity(latent, goal).mean())
@@ -154,13 +156,16 @@ def test_worker_targets_by_hand(discrete):
 def test_what_is_not_real_teaches_the_worker_nothing():
     model = world()
     own = hierarchy(model)
-    noise = draw(losses.worker_noise(own.worker, model, 6))
-    batch = worker_batch()._replace(real=torch.tensor([1.0, 1, 0, 1, 0, 1]))
-    real = batch.real[:, None]
-    other = batch._replace(zg=torch.where(real > 0, batch.zg, batch.zg.roll(1, 0)), action=batch.action * real)
+    noise = draw(losses.worker_noise(own.worker, model, 2, 3))
+    batch = worker_batch()._replace(real=torch.tensor([[1.0, 1, 1], [0, 1, 0]]))
+    real = batch.real[..., None]
+    other = batch._replace(zg=torch.where(real > 0, batch.zg, batch.zg.roll(1, 1)), action=batch.action * real)
     found = []
+    with torch.no_grad():
+        own.worker.q.layers[-1].weight.normal_(std=3.0, generator=generator())
     for one in (batch, other):
-        policy, _ = losses.worker_policy_loss(BOTH, own.worker, model, one, COEFS._replace(tau=0.0), torch.ones(()), noise)
+        policy, metrics = losses.worker_policy_loss(BOTH, own.worker, model, one, COEFS._replace(tau=1.0), torch.ones(()), noise)
+        assert metrics["worker/pi_scale"] > 1
         found.append((losses.worker_value_loss(own, model, one, 0.9, noise)[0], policy))
     assert_close(*found)
 
@@ -170,7 +175,7 @@ def test_gradients_reach_their_own_parts_alone(discrete):
     model = world(discrete)
     own = hierarchy(model)
     rows = 6
-    noise = draw(losses.worker_noise(own.worker, model, rows) | losses.autoencoder_noise(own.goals, rows))
+    noise = draw(losses.worker_noise(own.worker, model, 2, 3) | losses.autoencoder_noise(own.goals, rows))
     noise |= draw(losses.imagination_noise(MANAGER, own, 2, rows))
     batch = worker_batch()
     goal_loss, _ = losses.autoencoder_loss(own.goals, latents(rows), torch.ones(rows), torch.ones(()), noise)
@@ -198,7 +203,7 @@ def test_gradients_reach_their_own_parts_alone(discrete):
 def test_the_worker_climbs_what_plans_end_in(discrete):
     model = world(discrete=discrete)
     own = hierarchy(model)
-    batch, noise = worker_batch(), draw(losses.worker_noise(own.worker, model, 6))
+    batch, noise = worker_batch(), draw(losses.worker_noise(own.worker, model, 2, 3))
     with torch.no_grad():
         model.q.layers[-1].weight.normal_(std=0.3, generator=generator())
     z = batch.zg.chunk(2, -1)[0]
@@ -253,6 +258,10 @@ def test_what_lies_behind_an_imagined_end_counts_for_nothing():
     assert_close(imagined.reward[EXTRINSIC, 0], first.reward / 4)
     _, returns, _ = losses.manager_critic_loss(MANAGER, own, model, imagined)
     assert_close(returns[EXTRINSIC, 0], imagined.reward[EXTRINSIC, 0])
+    behind = torch.cat((returns[:, :1], 100 * torch.rand(2, 2, 5, generator=generator())), 1)
+    found = [losses.manager_actor_loss(MANAGER, own, model, imagined, each, torch.ones(2), 0.5)[:2] for each in (returns, behind)]
+    for one, other in zip(*found, strict=True):
+        assert_close(one, other)
 
 
 def test_advantages_have_no_scale():

@@ -86,7 +86,7 @@ class HierarchyLearner:
         specs = losses.autoencoder_noise(hierarchy.goals, (steps + 1) * batch_size)
         if hierarchy.worker is not None:
             specs |= losses.goal_noise(hierarchy.goals, steps, batch_size)
-            specs |= losses.worker_noise(hierarchy.worker, self.model, steps * batch_size)
+            specs |= losses.worker_noise(hierarchy.worker, self.model, steps, batch_size)
         return specs
 
     def follow(self, batch: SequenceBatch, noise: Noise) -> Metrics:
@@ -110,11 +110,7 @@ class HierarchyLearner:
         assert worker is not None
         goal = losses.choose_goals(self.config.worker, self.hierarchy.goals, self.model, batch, steps, noise)
         own = losses.WorkerBatch(
-            with_goal(z[:-1], goal).flatten(0, 1),
-            batch.action[:steps].flatten(0, 1),
-            with_goal(z[1:], goal).flatten(0, 1),
-            batch.terminated[:steps].flatten(),
-            batch.mask[:steps].flatten(),
+            with_goal(z[:-1], goal), batch.action[:steps], with_goal(z[1:], goal), batch.terminated[:steps], batch.mask[:steps]
         )
         value_loss, metrics = self._losses["value"](self.hierarchy, self.model, own, self.config.worker.gamma, noise)
         _, skip = self.descent.step("worker.q", value_loss, skip)

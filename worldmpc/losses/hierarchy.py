@@ -68,11 +68,11 @@ def autoencoder_loss(goals: GoalAutoencoder, z: Tensor, real: Tensor, temperatur
 class WorkerBatch(NamedTuple):
     """Replayed steps, each with a goal."""
 
-    zg: Tensor  # [N, 2 Z] latent and goal
-    action: Tensor  # [N, A]
-    next_zg: Tensor  # [N, 2 Z]
-    terminated: Tensor  # [N]
-    real: Tensor  # [N] 1 where the step is real, else 0
+    zg: Tensor  # [H, B, 2 Z] latent and goal
+    action: Tensor  # [H, B, A]
+    next_zg: Tensor  # [H, B, 2 Z]
+    terminated: Tensor  # [H, B]
+    real: Tensor  # [H, B] 1 where the step is real, as all first ones are, else 0
 
 
 def goal_noise(goals: GoalAutoencoder, length: int, batch_size: int) -> dict[str, NoiseSpec]:
@@ -111,12 +111,12 @@ def choose_goals(
     return torch.where(((kind >= from_manager) & (kind < from_manager + from_future))[..., None], future, decoded)
 
 
-def worker_noise(worker: Worker, model: WorldModel, rows: int) -> dict[str, NoiseSpec]:
+def worker_noise(worker: Worker, model: WorldModel, length: int, batch_size: int) -> dict[str, NoiseSpec]:
     """Declare the noise of :func:`worker_value_loss` and :func:`worker_policy_loss`."""
     specs = {"worker_critics": NoiseSpec("subset", (2,), model.num_q)}
     if worker.discrete:
         return specs
-    return specs | {name: NoiseSpec("normal", (rows, worker.action_dim)) for name in ("worker_next", "worker_policy")}
+    return specs | {name: NoiseSpec("normal", (length, batch_size, worker.action_dim)) for name in ("worker_next", "worker_policy")}
 
 
 def worker_value_loss(hierarchy: Hierarchy, model: WorldModel, batch: WorkerBatch, gamma: float, noise: Noise) -> tuple[Tensor, Metrics]:
@@ -139,7 +139,7 @@ def worker_policy_loss(
     """Minus values of the policy's actions over their running range, minus entropy, mean over real steps -> [].
 
     Values are those that plans end in: of the goal and of the task, weighted, so that what the manager imagines is what the worker does.
-    Of one-hot actions they are expected over all of them. ``worker/pi_scale`` is the new running range.
+    Of one-hot actions they are expected over all of them. ``worker/pi_scale`` is the new running range, of the windows' first steps.
     """
     z, share = batch.zg.chunk(2, -1)[0], batch.real / batch.real.sum().clamp(min=1)
     critics, decode = noise["worker_critics"], model.two_hot.decode
@@ -150,7 +150,7 @@ def worker_policy_loss(
                 values = values + weights.task * model.choice_values(z, critics).mean(0)
         log_probs = torch.log_softmax(worker.pi(batch.zg), -1)
         expected = (log_probs.exp() * values).sum(-1)
-        scale = update_scale(scale, expected.detach(), coefs.tau)
+        scale = update_scale(scale, expected[0].detach(), coefs.tau)
         best = torch.softmax(values / (scale * max(coefs.entropy, GREEDY)), -1)  # what the objective is largest at
         loss, entropy = (-(best * log_probs).sum(-1) * share).sum(), -(log_probs.exp() * log_probs).sum(-1)
     else:
@@ -158,7 +158,7 @@ def worker_policy_loss(
         values = weights.goal * decode(worker.q_logits(batch.zg, sample.action, frozen=True)).mean(0)
         if weights.task:
             values = values + weights.task * model.q_values(z, sample.action, critics, frozen=True).mean(0)
-        scale = update_scale(scale, values.detach(), coefs.tau)
+        scale = update_scale(scale, values[0].detach(), coefs.tau)
         loss, entropy = (-(values / scale + coefs.entropy * sample.scaled_entropy) * share).sum(), sample.entropy
     metrics = {"pi_loss": loss.detach(), "pi_scale": scale, "pi_entropy": (entropy.detach() * share).sum()}
     return loss, {f"worker/{name}": value for name, value in metrics.items()}
@@ -278,7 +278,7 @@ def manager_actor_loss(
     """REINFORCE with the critics as baselines, each return divided by its own running range, minus entropy.
 
     What is left of both is weighed, and has mean 0 and standard deviation 1 within the batch, so that exploration is not lost beside the
-    entropy where the task has no reward yet.
+    entropy where the task has no reward yet. Goals count by the probability that the episode gets as far; ranges are of the first ones.
 
     Args:
         config: weights of exploration and entropy.
@@ -294,12 +294,14 @@ def manager_actor_loss(
     """
     manager = hierarchy.manager
     with torch.no_grad():
-        scales = torch.stack([update_scale(scale, own.flatten(), tau) for scale, own in zip(scales, returns, strict=True)])
+        scales = torch.stack([update_scale(scale, own[0], tau) for scale, own in zip(scales, returns, strict=True)])
         apart = (returns - model.two_hot.decode(manager.critics(imagined.z[:-1]))) / scales[:, None, None]
         raw = apart[EXTRINSIC] + config.intrinsic_coef * apart[EXPLORATION]
-        spread = raw.std(correction=0)
-        advantage = (raw - raw.mean()) / spread.clamp(min=LEAST_STD)
         weight = reaching(imagined.cont)
+        share = weight / weight.sum()
+        mean = (raw * share).sum()
+        spread = ((raw - mean).square() * share).sum().sqrt()
+        advantage = (raw - mean) / spread.clamp(min=LEAST_STD)
     log_probs = manager.log_probs(imagined.z[:-1])  # [M, N, L, C]
     entropy = -(log_probs.exp() * log_probs).sum((-1, -2))
     taken = (log_probs * imagined.code).sum((-1, -2))
@@ -308,7 +310,7 @@ def manager_actor_loss(
         "actor_loss": loss.detach(),
         "entropy": entropy.detach().mean(),
         "ent_coef": manager.ent_coef.clone(),
-        "advantage": raw.mean(),
+        "advantage": mean,
         "advantage_std": spread,
         "return_scale": scales[EXTRINSIC],
         "exploration_scale": scales[EXPLORATION],
