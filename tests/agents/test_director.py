@@ -226,12 +226,14 @@ def test_a_goal_of_another_kind_is_refused(goal, error):
 
 
 def test_weights_that_are_fixed_are_those_of_the_configuration_after_loading():
-    saved = make(**{"manager.ent_coef": 0.5, "goal_vae.beta": 0.25}).state_dict()
-    other = make(**{"manager.ent_coef": 0.2, "goal_vae.beta": 0.3})
+    saved = make(**{"manager.ent_coef": 0.5, "goal_vae.beta": 0.25, "worker.task_range": 0.2}).state_dict()
+    other = make(**{"manager.ent_coef": 0.2, "goal_vae.beta": 0.3, "worker.task_range": 0.5})
     other.load_state_dict(saved)
     assert other.hierarchy.manager.ent_coef.item() == pytest.approx(0.2) and other.hierarchy.goals.beta.item() == pytest.approx(0.3)
+    assert other.planning.weights().goal.item() == pytest.approx(1.0)
     free = make(**{"manager.ent_coef": None})
     free.load_state_dict(saved)
+    assert free.planning.weights().goal.item() == pytest.approx(0.5)
     assert free.hierarchy.manager.ent_coef.item() == pytest.approx(0.5) and free.hierarchy.goals.beta.item() == pytest.approx(0.25)
 
 

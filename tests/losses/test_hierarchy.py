@@ -227,6 +227,29 @@ def test_the_worker_climbs_what_plans_end_in(discrete):
         assert_close(loss(goal, task), -(goal * of_goal + task * of_task))
 
 
+@pytest.mark.parametrize("discrete", [False, True])
+def test_the_range_of_the_tasks_values_is_its_own(discrete):
+    """It knows nothing of goals, and neither padding nor what is less than the least moves it."""
+    model = world(discrete=discrete)
+    own = hierarchy(model)
+    batch, noise = worker_batch(), draw(losses.worker_noise(own.worker, model, 2, 3))
+    coefs, one = COEFS._replace(tau=1.0), torch.ones(())
+
+    def found(weights, batch):
+        return losses.worker_policy_loss(weights, own.worker, model, batch, coefs, one, noise)[1]["worker/task_range"]
+
+    least = torch.tensor(own.worker.config.task_range)
+    assert_close(found(BOTH, batch), least)
+    with torch.no_grad():
+        model.q.layers[-1].weight.normal_(std=0.3, generator=generator())
+        own.worker.task_range.fill_(7.0)
+    assert_close(found(Weights(1.0, 0.0), batch), torch.tensor(7.0))
+    other = batch._replace(zg=torch.cat((batch.zg[:1], batch.zg[1:].roll(1, 1))))
+    assert least < found(BOTH, batch) < 7
+    for weights, steps in ((Weights(100.0, 1.0), batch), (Weights(1.0, 3.0), batch), (BOTH, other)):
+        assert_close(found(weights, steps), found(BOTH, batch))
+
+
 def test_imagined_rewards_are_means_over_the_decisions_of_a_goal():
     model = world(terminates=False)
     own = hierarchy(model)

@@ -262,8 +262,10 @@ def test_a_bonus_of_nothing_is_the_task_alone():
 
 
 def test_goals_count_less_the_more_the_task_has_to_say():
-    scale = torch.tensor(4.0)
-    assert plan_weights(WorkerConfig(goal_weight=0.5), scale) == Weights(torch.tensor(0.125), 1.0)
-    assert plan_weights(WorkerConfig(), torch.ones(())) == Weights(torch.tensor(1.0), 1.0)
-    assert plan_weights(WorkerConfig(task_weight=0.0), scale) == Weights(1.0, 0.0)
-    assert plan_weights(WorkerConfig(mode="planner_bonus"), scale) == Weights(0.1, 1.0)
+    worker = hierarchy(world()).worker
+    assert plan_weights(WorkerConfig(), worker) == Weights(torch.tensor(1.0), 1.0)
+    worker.task_range.fill_(0.8)
+    found = plan_weights(WorkerConfig(goal_weight=0.5, task_range=0.2), worker)
+    assert found.goal.item() == pytest.approx(0.125) and found.task == 1.0
+    assert plan_weights(WorkerConfig(task_weight=0.0), worker) == Weights(1.0, 0.0)
+    assert plan_weights(WorkerConfig(mode="planner_bonus"), None) == Weights(0.1, 1.0)

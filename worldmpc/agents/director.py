@@ -48,7 +48,7 @@ class Director:
         self.config, self.spec, self.device, self.discount = config, spec, self.flat.device, self.flat.discount
         self.hierarchy = Hierarchy(config.goal_vae, config.manager, config.worker, self.flat.model, config.seed).to(self.device)
         self.model = nn.ModuleDict({"world": self.flat.model, "director": self.hierarchy})
-        own, weights = self.hierarchy, lambda: plan_weights(config.worker, self.flat.learner.scale)
+        own, weights = self.hierarchy, lambda: plan_weights(config.worker, self.hierarchy.worker)
         self.planning = GoalDirected(self.flat.model, own.worker, own.similarity, weights)
         self.streams = {name: NoiseStream(config.seed, "director", name, device=self.device) for name in ("goals", "update")}
         self.learner = HierarchyLearner(config, self.hierarchy, self.planning, self.streams["update"], total_updates)

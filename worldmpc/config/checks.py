@@ -41,7 +41,7 @@ _AT_LEAST_0 = (
 )
 _POSITIVE = (
     "optim.lr, optim.grad_clip_norm, train.utd, train.max_loss, planner.min_std, planner.gradient_lr, planner.dirichlet_alpha, "
-    "goal_vae.tau_start, goal_vae.tau_end, goal_vae.lr, manager.lr, "
+    "goal_vae.tau_start, goal_vae.tau_end, goal_vae.lr, manager.lr, worker.task_range, "
     "dynamics.lr, mbmpc.awr_temperature, policy.awac_temperature, ppo.clip_coef, ppo.vf_clip_coef, ppo.max_grad_norm, sac.alpha_init"
 )
 _SHARES = (

@@ -59,7 +59,7 @@ CHOSEN: dict[str, tuple[str, tuple[str | None, ...]]] = {
     **dict.fromkeys(("goal_vae.tau_start", "goal_vae.tau_end", "goal_vae.anneal_steps"), ("goal_vae.kind", ("gumbel",))),
     "goal_vae.kl_target": ("goal_vae.beta", (None,)),
     "manager.ent_target": ("manager.ent_coef", (None,)),
-    **dict.fromkeys(("worker.goals", "worker.gamma", "worker.num_q"), ("worker.mode", ("goal_conditioned",))),
+    **dict.fromkeys(("worker.goals", "worker.gamma", "worker.num_q", "worker.task_range"), ("worker.mode", ("goal_conditioned",))),
     "planner.temperature": ("planner.name", ("mppi", "policy_guided")),
     "planner.momentum": ("planner.name", ("cem", "icem")),
     "planner.noise_exponent": ("planner.name", ("icem",)),

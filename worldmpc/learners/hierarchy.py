@@ -117,7 +117,8 @@ class HierarchyLearner:
         scale = self.worker_scale
         policy_loss, found = self._losses["policy"](self.planning.weights(), worker, self.model, own, self._coefs, scale, noise)
         _, skip = self.descent.step("worker.pi", policy_loss, skip)
-        scale.copy_(torch.where(skip > 0, scale, found["worker/pi_scale"]))
+        for running, name in ((scale, "worker/pi_scale"), (worker.task_range, "worker/task_range")):
+            running.copy_(torch.where(skip > 0, running, found[name]))
         polyak(worker.slow_q, worker.q, tau * (1 - skip))
         return metrics | found, skip
 
@@ -151,6 +152,8 @@ class HierarchyLearner:
         self.managed = dict(state["managed"])
         self.hierarchy.goals.fix_weight()
         self.hierarchy.manager.fix_weight()
+        if self.hierarchy.worker is not None:
+            self.hierarchy.worker.task_range.clamp_(min=self.config.worker.task_range)
 
 
 _LOSSES: dict[str, Callable[..., Any]] = {

@@ -139,28 +139,33 @@ def worker_policy_loss(
     """Minus values of the policy's actions over their running range, minus entropy, mean over real steps -> [].
 
     Values are those that plans end in: of the goal and of the task, weighted, so that what the manager imagines is what the worker does.
-    Of one-hot actions they are expected over all of them. ``worker/pi_scale`` is the new running range, of the windows' first steps.
+    Of one-hot actions they are expected over all of them. Of the windows' first steps are the new running ranges, ``worker/pi_scale`` of
+    these values and ``worker/task_range`` of the task's.
     """
     z, share = batch.zg.chunk(2, -1)[0], batch.real / batch.real.sum().clamp(min=1)
-    critics, decode = noise["worker_critics"], model.two_hot.decode
+    critics, decode, task_range = noise["worker_critics"], model.two_hot.decode, worker.task_range.clone()
     if worker.discrete:
+        log_probs = torch.log_softmax(worker.pi(batch.zg), -1)
+        probs = log_probs.detach().exp()
         with torch.no_grad():
             values = weights.goal * decode(worker.choice_logits(batch.zg)).mean(0)
             if weights.task:
-                values = values + weights.task * model.choice_values(z, critics).mean(0)
-        log_probs = torch.log_softmax(worker.pi(batch.zg), -1)
-        expected = (log_probs.exp() * values).sum(-1)
-        scale = update_scale(scale, expected[0].detach(), coefs.tau)
+                of_task = model.choice_values(z, critics).mean(0)
+                values = values + weights.task * of_task
+                task_range = update_scale(worker.task_range, (probs * of_task).sum(-1)[0], coefs.tau, worker.config.task_range)
+        scale = update_scale(scale, (probs * values).sum(-1)[0], coefs.tau)
         best = torch.softmax(values / (scale * max(coefs.entropy, GREEDY)), -1)  # what the objective is largest at
         loss, entropy = (-(best * log_probs).sum(-1) * share).sum(), -(log_probs.exp() * log_probs).sum(-1)
     else:
         sample = worker.policy(batch.zg, noise["worker_policy"])
         values = weights.goal * decode(worker.q_logits(batch.zg, sample.action, frozen=True)).mean(0)
         if weights.task:
-            values = values + weights.task * model.q_values(z, sample.action, critics, frozen=True).mean(0)
+            of_task = model.q_values(z, sample.action, critics, frozen=True).mean(0)
+            values = values + weights.task * of_task
+            task_range = update_scale(worker.task_range, of_task[0].detach(), coefs.tau, worker.config.task_range)
         scale = update_scale(scale, values[0].detach(), coefs.tau)
         loss, entropy = (-(values / scale + coefs.entropy * sample.scaled_entropy) * share).sum(), sample.entropy
-    metrics = {"pi_loss": loss.detach(), "pi_scale": scale, "pi_entropy": (entropy.detach() * share).sum()}
+    metrics = {"pi_loss": loss.detach(), "pi_scale": scale, "task_range": task_range, "pi_entropy": (entropy.detach() * share).sum()}
     return loss, {f"worker/{name}": value for name, value in metrics.items()}
 
 

@@ -279,11 +279,11 @@ def gaussian_kl(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor
     return 0.5 * (ratio + ((mean - other_mean) / other_std).square() - 1 - ratio.log())
 
 
-def update_scale(scale: Tensor, values: Tensor, tau: float) -> Tensor:
-    """Move a running 5th-to-95th percentile range, at least 1, towards that of ``values`` [B]: [] -> []."""
+def update_scale(scale: Tensor, values: Tensor, tau: float, least: float = 1.0) -> Tensor:
+    """Move a running 5th-to-95th percentile range towards that of ``values`` [B], or ``least`` where that is more: [] -> []."""
     ordered = values.sort().values
     low, high = (_between(ordered, fraction * (len(values) - 1)) for fraction in (0.05, 0.95))
-    return torch.lerp(scale, (high - low).clamp(min=1.0), tau)
+    return torch.lerp(scale, (high - low).clamp(min=least), tau)
 
 
 def _between(ordered: Tensor, place: float) -> Tensor:

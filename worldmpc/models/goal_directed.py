@@ -23,13 +23,15 @@ class Weights(NamedTuple):
     task: float
 
 
-def plan_weights(config: WorkerConfig, scale: Tensor) -> Weights:
-    """Return the weights of goal and task; a worker's goal rewards are divided by the running range [], at least 1, of the task's values.
+def plan_weights(config: WorkerConfig, worker: Worker | None) -> Weights:
+    """Return the weights of goal and task; a worker's goals count less the more the running range of the task's values exceeds its least.
 
     So goals decide where the task has nothing to say, and less the more it has. A bonus, or goals alone, are weighted as they are.
     """
-    weight, divides = goal_weight(config), config.task_weight and config.mode == "goal_conditioned"
-    return Weights(weight / scale if divides else weight, config.task_weight)
+    weight = goal_weight(config)
+    if worker is None or not config.task_weight:
+        return Weights(weight, config.task_weight)
+    return Weights(weight * config.task_range / worker.task_range, config.task_weight)
 
 
 class GoalDirected:

@@ -76,18 +76,27 @@ class Worker(nn.Module):
     """Acts towards goals: a policy prior and values of goal rewards; inputs are latent and goal beside each other, [..., 2 Z].
 
     Args:
+        config: number of critics, and the least range of the task's values.
         model: the world model, whose kinds of actions and bins are these.
-        num_q: critics.
     """
 
-    def __init__(self, model: WorldModel, num_q: int) -> None:
+    task_range: Tensor
+    """Running range of the task's values, []."""
+
+    def __init__(self, config: WorkerConfig, model: WorldModel) -> None:
         super().__init__()
-        self.discrete, self.action_dim, self.num_q = model.discrete, model.action_dim, num_q
+        self.config, self.discrete, self.action_dim = config, model.discrete, model.action_dim
         self.log_std = model.config.log_std_min, model.config.log_std_max
         width, hidden = 2 * model.latent_dim, [model.hidden_dim] * 2
         self.pi = MLP(width, hidden, model.action_dim if model.discrete else 2 * model.action_dim)
-        self.q = EnsembleMLP(num_q, width + model.action_dim, hidden, model.two_hot.num_bins)
+        self.q = EnsembleMLP(config.num_q, width + model.action_dim, hidden, model.two_hot.num_bins)
         self.slow_q = copy.deepcopy(self.q).requires_grad_(False)
+        self.register_buffer("task_range", torch.empty(()))
+        self.reset_running()
+
+    def reset_running(self) -> None:
+        """Begin with the range of the task's values anew."""
+        self.task_range.fill_(self.config.task_range)
 
     def policy(self, zg: Tensor, eps: Tensor) -> PolicySample:
         """Policy with its densities, of Box actions: [..., 2 Z], [..., A] -> fields [..., A] and [...]."""
@@ -142,13 +151,15 @@ class Hierarchy(nn.Module):
         with torch.device("meta"):  # where making layers draws nothing
             autoencoder = GoalAutoencoder(goals, model.config, latent, goals.hidden_dim or width)
             boss = Manager(manager, autoencoder, manager.hidden_dim or width, bins)
-            hand = Worker(model, worker.num_q) if worker.mode == "goal_conditioned" else None
+            hand = Worker(worker, model) if worker.mode == "goal_conditioned" else None
         self.goals, self.manager, self.worker = autoencoder, boss, hand
         self.to_empty(device="cpu")
         generator = torch.Generator().manual_seed(derive_seed(seed, "hierarchy"))
         init_weights(self, generator)
         self.goals.reset_running()
         self.manager.reset_running()
+        if self.worker is not None:
+            self.worker.reset_running()
         self.similarity = make_similarity(worker.similarity, model.config.simnorm_dim, model.config.simnorm_layout == "strided")
         with torch.no_grad():
             values = [(self.manager.critics, self.manager.slow_critics)]
