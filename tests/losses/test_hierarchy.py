@@ -239,6 +239,8 @@ def test_the_range_of_the_tasks_values_is_its_own(discrete):
         return losses.worker_policy_loss(weights, own.worker, model, batch, coefs, one, noise)[1]["worker/task_range"]
 
     least = torch.tensor(own.worker.config.task_range)
+    with torch.no_grad():
+        model.q.layers[-1].weight.zero_()
     assert_close(found(BOTH, batch), least)
     with torch.no_grad():
         model.q.layers[-1].weight.normal_(std=0.3, generator=generator())
