@@ -74,8 +74,8 @@ def test_frames_show_walls_goal_and_point() -> None:
     maze = PointMaze("u", render=True)
     maze.reset(seed=1)
     frame = maze.render()
-    assert frame.shape == (7 * 16, 9 * 16, 3) and frame.dtype == np.uint8
-    assert (frame == (200, 30, 30)).all(-1).sum() == 49 and (frame == (120, 200, 120)).all(-1).sum() == 256
+    assert frame.shape == (7 * 32, 9 * 32, 3) and frame.dtype == np.uint8
+    assert (frame == (200, 30, 30)).all(-1).sum() == 121 and (frame == (120, 200, 120)).all(-1).sum() == 1024
     assert PointMaze("u").render() is None
     assert isinstance(maze, gymnasium.Env)
 

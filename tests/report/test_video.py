@@ -8,7 +8,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from worldmpc.report.video import write_video
+from worldmpc.report.video import CAPTION, side_by_side, write_video
 
 
 def moving_square(count: int, height: int, width: int) -> list[np.ndarray]:
@@ -50,3 +50,11 @@ def test_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fps above 0"):
         write_video(tmp_path / "final.mp4", frames, fps=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_frames_stand_beside_each_other_under_their_captions() -> None:
+    left, right = moving_square(2, 48, 80)
+    found = side_by_side({"now": left, "": right})
+    assert found.shape == (48 + CAPTION, 160, 3) and found.dtype == np.uint8
+    assert np.array_equal(found[CAPTION:, :80], left) and np.array_equal(found[CAPTION:, 80:], right)
+    assert (found[:CAPTION, :80] < 128).any() and (found[:CAPTION, 80:] == 255).all()

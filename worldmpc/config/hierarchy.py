@@ -67,7 +67,9 @@ class WorkerConfig:
         "weight of the goal reward in plans, of a worker as long as the task has nothing to say; null: 1, of planner_bonus 0.1",
     )
     task_weight: float = key(1.0, "weight of the task's reward in plans")
-    task_range: float = key(0.02, "range of the task's values up to which goals have their whole weight; beyond it, they have that much less")
+    task_range: float = key(
+        0.02, "range of the task's values up to which goals have their whole weight; beyond it, they have that much less"
+    )
     gamma: float = key(0.95, "discount of goal rewards, per decision")
     num_q: int = key(2, "critics of goal rewards")
     batch_size: int | None = key(None, "windows of the batch that goals and worker learn from in an update; null: all of them")

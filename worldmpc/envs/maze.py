@@ -118,16 +118,16 @@ class PointMaze(gymnasium.Env[Any, Any]):
         return self._observe(), float(there), False, self._time == self.step_limit, {"success": float(there)}
 
     def render(self) -> Any:
-        """Return a frame [height, width, 3] uint8, 16 pixels per cell: walls grey, the goal green, the point red."""
+        """Return a frame [height, width, 3] uint8, 32 pixels per cell: walls grey, the goal green, the point red."""
         if self.render_mode is None:
             return None
-        size = 16
+        size = 32
         frame = np.full((*self.walls.shape, 3), 255, np.uint8)
         frame[self.walls] = 120
         frame[tuple(self.goal)] = (120, 200, 120)
         frame = frame.repeat(size, 0).repeat(size, 1)
         row, column = (self._position * size).astype(int)
-        frame[max(row - 3, 0) : row + 4, max(column - 3, 0) : column + 4] = (200, 30, 30)
+        frame[max(row - 5, 0) : row + 6, max(column - 5, 0) : column + 6] = (200, 30, 30)
         return frame
 
     def _observe(self) -> np.ndarray:

@@ -1,14 +1,18 @@
-"""Writing mp4 files."""
+"""Frames beside each other, and mp4 files of frames."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
+from PIL import Image, ImageDraw
 
 from worldmpc.files import written_aside
+
+CAPTION = 16
+"""Height of a line of text above a frame, in pixels."""
 
 
 def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> Path:
@@ -30,6 +34,16 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> P
     with written_aside(path) as partial:
         _encode(partial, frames, height, width, fps)
     return path
+
+
+def side_by_side(frames: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return frames [height, width, 3] uint8 beside each other under their captions: [height + CAPTION, sum of widths, 3]."""
+    strips = []
+    for caption, frame in frames.items():
+        strip = Image.new("RGB", (frame.shape[1], CAPTION), "white")
+        ImageDraw.Draw(strip).text((3, 2), caption, fill="black")
+        strips.append(np.concatenate((np.asarray(strip), frame)))
+    return np.concatenate(strips, 1)
 
 
 def _encode(path: Path, frames: Sequence[np.ndarray], height: int, width: int, fps: float) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from worldmpc.agents.director import Director
 from worldmpc.report.goals import GoalStep
+from worldmpc.report.video import side_by_side
 from worldmpc.types import ActOutput, EnvStep
 
 
@@ -38,7 +39,13 @@ class GoalDiary:
         self._goals.append(carry.goal[0])
 
     def beside(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return every frame of the episode beside that whose latent is most similar to the goal at the time, [height, 2 width, 3]."""
-        latents = torch.stack(self._latents)
-        nearest = [int(self._agent.hierarchy.similarity(latents, goal.expand_as(latents)).argmax()) for goal in self._goals]
-        return [np.concatenate((frame, frames[index]), 1) for frame, index in zip(frames, nearest, strict=True)]
+        """Return every frame of the episode beside that whose latent is most similar to the goal at the time, with captions.
+
+        [height, width, 3] uint8 each -> [height + :data:`~worldmpc.report.video.CAPTION`, 2 width, 3]; the right caption says how similar.
+        """
+        latents, found = torch.stack(self._latents), []
+        for frame, goal in zip(frames, self._goals, strict=True):
+            similarities = self._agent.hierarchy.similarity(latents, goal.expand_as(latents))
+            index = int(similarities.argmax())
+            found.append(side_by_side({"now": frame, f"goal, near frame {index}: {float(similarities[index]):.2f}": frames[index]}))
+        return found
