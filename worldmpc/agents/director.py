@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from worldmpc.data.transitions import first_steps
 from worldmpc.functional import CapturedByShape, maybe_compile, seconds_compiling
 from worldmpc.learners.hierarchy import HierarchyLearner
 from worldmpc.learners.objectives import Objectives
-from worldmpc.models.goal_directed import GoalDirected, plan_weights, with_goal
+from worldmpc.models.goal_directed import GOAL_ALONE, GoalDirected, plan_weights, with_goal
 from worldmpc.models.hierarchy import Hierarchy
 from worldmpc.models.packing import constant_parameters
 from worldmpc.noise import NoiseSpec, NoiseStream
@@ -50,13 +51,17 @@ class Director:
         self.model = nn.ModuleDict({"world": self.flat.model, "director": self.hierarchy})
         own, weights = self.hierarchy, lambda: plan_weights(config.worker, self.hierarchy.worker)
         self.planning = GoalDirected(self.flat.model, own.worker, own.similarity, weights)
+        self._goal_alone = GoalDirected(self.flat.model, own.worker, own.similarity, lambda: GOAL_ALONE)
         self.streams = {name: NoiseStream(config.seed, "director", name, device=self.device) for name in ("goals", "update")}
         self.learner = HierarchyLearner(config, self.hierarchy, self.planning, self.streams["update"], total_updates)
         self.setter = GoalSetter(self.hierarchy, interval)
         self._plan = maybe_compile(self._refine, config.compile)
-        how = {name: functools.partial(self._decide, explore=name == "explore") for name in ("explore", "eval")}
-        self._verbs: dict[str, Callable[..., Any]] = {
-            name: CapturedByShape(verb) if config.cuda_graph else verb for name, verb in how.items()
+        how = {
+            (mode, alone): functools.partial(self._decide, explore=mode == "explore", alone=alone)
+            for mode, alone in itertools.product(("explore", "eval"), (False, True))
+        }
+        self._verbs: dict[tuple[str, bool], Callable[..., Any]] = {
+            key: CapturedByShape(verb) if config.cuda_graph else verb for key, verb in how.items()
         }
 
     @property
@@ -91,7 +96,8 @@ class Director:
             carry: of the episodes under way.
             obs: [E, O].
             mode: explore, eval, or prior (policies alone); only exploring the manager's goals are drawn at random.
-            goal: the manager's; or latents [E, Z] to go to in their place; or None, which is TD-MPC2.
+            goal: the manager's, weighed against the task; or latents [E, Z] to go to, for which plans forget the task (the worker's policy
+                does not, so that with ``mode=prior`` it counts as with the manager's); or None, which is TD-MPC2.
 
         Raises:
             TypeError: a goal of another kind.
@@ -102,12 +108,13 @@ class Director:
             output = self.flat.act(Carry(carry.plan), obs, mode)
             return output._replace(carry=carry._replace(plan=output.carry.plan))
         noise = self._noise(len(obs), mode)
-        if not (isinstance(goal, str) and goal == "manager"):
+        alone = not (isinstance(goal, str) and goal == "manager")
+        if alone:
             carry = self.setter.follow(carry, goal)
         if mode == "prior" or not self.config.planner.mpc:
             carry, state = self._state(obs, carry, noise)
             return ActOutput(self.planning.follow(state, noise["eps"]), carry, {"goal_code": carry.code}, {})
-        carry, plan = self._verbs["explore" if mode == "explore" else "eval"](obs, carry, noise)
+        carry, plan = self._verbs["explore" if mode == "explore" else "eval", alone](obs, carry, noise)
         output = plan_output(plan)
         return ActOutput(output.action, carry, {**output.extras, "goal_code": carry.code}, output.metrics)
 
@@ -120,14 +127,14 @@ class Director:
             noise["eps"] = torch.zeros_like(noise["eps"])
         return noise | (self.streams["goals"].draw(self.setter.noise_specs(num_envs)) if explores else {})
 
-    def _decide(self, obs: Tensor, carry: GoalCarry, noise: Noise, explore: bool) -> tuple[GoalCarry, PlanResult]:
+    def _decide(self, obs: Tensor, carry: GoalCarry, noise: Noise, explore: bool, alone: bool) -> tuple[GoalCarry, PlanResult]:
         with constant_parameters(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.planner.precision == "bf16"):
             carry, state = self._state(obs, carry, noise)
-            plan = self._plan(state, carry.plan, noise, explore)
+            plan = self._plan(state, carry.plan, noise, explore, alone)
         return carry._replace(plan=plan.state), plan
 
-    def _refine(self, z: Tensor, state: PlanState, noise: Noise, explore: bool) -> PlanResult:
-        return self.flat.planner.plan(self.planning, z, state, noise, explore)
+    def _refine(self, z: Tensor, state: PlanState, noise: Noise, explore: bool, alone: bool) -> PlanResult:
+        return self.flat.planner.plan(self._goal_alone if alone else self.planning, z, state, noise, explore)
 
     def _state(self, obs: Tensor, carry: GoalCarry, noise: Noise) -> tuple[GoalCarry, Tensor]:
         """Take goals where they are due, and return latents and goals beside each other, [E, 2 Z]."""

@@ -23,6 +23,10 @@ class Weights(NamedTuple):
     task: float
 
 
+GOAL_ALONE = Weights(1.0, 0.0)
+"""Of plans that forget the task."""
+
+
 def plan_weights(config: WorkerConfig, worker: Worker | None) -> Weights:
     """Return the weights of goal and task; a worker's goals count less the more the running range of the task's values exceeds its least.
 
