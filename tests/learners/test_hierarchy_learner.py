@@ -90,13 +90,17 @@ def test_slow_critics_follow_at_their_rates():
 def test_running_values_follow():
     learner = make(**{"worker.task_range": 1e-4})
     goals, manager, worker = learner.hierarchy.goals, learner.hierarchy.manager, learner.hierarchy.worker
+    with torch.no_grad():
+        for critics in (worker.q, manager.slow_critics):  # with values that differ by more than 1
+            critics.layers[-1].weight.mul_(10)
     beta, weight, usual = goals.beta.item(), manager.ent_coef.item(), goals.usual_loss.item()
     metrics = learner.update(batch())
     assert metrics["goal_vae/kl"] < 0.5 * goals.most_kl and goals.beta.item() == pytest.approx(beta / 1.1)
     assert metrics["manager/entropy"] > 0.9 * manager.most_entropy and manager.ent_coef.item() == pytest.approx(weight / 1.1)
     lost = (metrics["goal_vae/recon_loss"] - metrics["goal_vae/latent_entropy"]).item()
     assert goals.usual_loss.item() == pytest.approx(usual + 0.01 * (lost - usual))
-    assert learner.worker_scale == metrics["worker/pi_scale"] and worker.task_range == metrics["worker/task_range"] > 1e-4
+    assert learner.worker_scale == metrics["worker/pi_scale"] > 1 and worker.task_range == metrics["worker/task_range"] > 1e-4
+    assert learner.manager_scales.min() > 1
     assert learner.manager_scales.tolist() == [metrics["manager/return_scale"], metrics["manager/exploration_scale"]]
 
 
