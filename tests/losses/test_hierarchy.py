@@ -281,12 +281,35 @@ def test_what_lies_behind_an_imagined_end_counts_for_nothing():
         latents(5), own.worker.propose(with_goal(latents(5), own.goals.decode(imagined.code[0])), noise["manager_worker"][0, 0])
     )
     assert_close(imagined.reward[EXTRINSIC, 0], first.reward / 4)
-    _, returns, _ = losses.manager_critic_loss(MANAGER, own, model, imagined)
+    assert_close(imagined.reward[EXPLORATION, 0], own.goals.novelty(first.z) / 4)
+    with torch.no_grad():
+        own.manager.critics.layers[-1].weight.normal_(std=0.5, generator=generator())
+    loss, returns, _ = losses.manager_critic_loss(MANAGER, own, model, imagined)
     assert_close(returns[EXTRINSIC, 0], imagined.reward[EXTRINSIC, 0])
+    later = imagined._replace(reward=torch.cat((imagined.reward[:, :1], 9 + imagined.reward[:, 1:]), 1))
+    assert_close(losses.manager_critic_loss(MANAGER, own, model, later)[0], loss)
     behind = torch.cat((returns[:, :1], 100 * torch.rand(2, 2, 5, generator=generator())), 1)
     found = [losses.manager_actor_loss(MANAGER, own, model, imagined, each, torch.ones(2), 0.5)[:2] for each in (returns, behind)]
     for one, other in zip(*found, strict=True):
         assert_close(one, other)
+
+
+def test_returns_end_in_values_of_the_slow_critics_and_advantages_begin_at_those_of_the_others():
+    model = world(terminates=False)
+    own = hierarchy(model)
+    manager, decode = own.manager, model.two_hot.decode
+    with torch.no_grad():
+        for critics, seed in ((manager.critics, 1), (manager.slow_critics, 2)):
+            critics.layers[-1].weight.normal_(std=0.5, generator=torch.Generator().manual_seed(seed))
+    imagined = losses.imagine(BOTH, own, model, latents(5), draw(losses.imagination_noise(MANAGER, own, 2, 5)))
+    _, returns, _ = losses.manager_critic_loss(MANAGER, own, model, imagined)
+    expected = losses.lambda_returns(imagined.reward, imagined.cont, decode(manager.slow_critics(imagined.z)), MANAGER.gamma, MANAGER.lam)
+    assert_close(returns, expected)
+    raw = returns - decode(manager.critics(imagined.z[:-1]))
+    mixed = raw[EXTRINSIC] + MANAGER.intrinsic_coef * raw[EXPLORATION]
+    metrics = losses.manager_actor_loss(MANAGER, own, model, imagined, returns, torch.ones(2), 0.0)[2]
+    assert_close(metrics["manager/advantage"], mixed.mean())
+    assert_close(metrics["manager/advantage_std"], mixed.std(correction=0))
 
 
 def test_advantages_have_no_scale():
@@ -323,6 +346,11 @@ def test_a_bonus_chooses_among_the_task_policys_actions():
     reached = own.similarity(model.next(z, near), goal)
     each = [own.similarity(model.next(z, model.propose(z, one)), goal) for one in eps]
     assert_close(reached, torch.stack(each).amax(0))
+    with torch.no_grad():
+        model.q.layers[-1].weight.normal_(std=0.3, generator=generator())
+    best = best_proposal(Weights(1e-6, 1.0), own, model, z, goal, eps)
+    values = torch.stack([model.q_values(z, model.propose(z, one)).mean(0) for one in eps])
+    assert_close(model.q_values(z, best).mean(0), values.amax(0))
     noise = draw(losses.imagination_noise(MANAGER, own, 2, 5))
     codes = noise | {"manager_codes": -noise["manager_codes"]}
     bonus = Weights(1e3, 1.0)
