@@ -302,7 +302,9 @@ def test_returns_end_in_values_of_the_slow_critics_and_advantages_begin_at_those
         for critics, seed in ((manager.critics, 1), (manager.slow_critics, 2)):
             critics.layers[-1].weight.normal_(std=0.5, generator=torch.Generator().manual_seed(seed))
     imagined = losses.imagine(BOTH, own, model, latents(5), draw(losses.imagination_noise(MANAGER, own, 2, 5)))
-    _, returns, _ = losses.manager_critic_loss(MANAGER, own, model, imagined)
+    loss, returns, _ = losses.manager_critic_loss(MANAGER, own, model, imagined)
+    logits = manager.critics(imagined.z[:-1])
+    assert_close(loss, sum(model.two_hot.loss(logits[kind], returns[kind]).mean() for kind in (EXTRINSIC, EXPLORATION)))
     expected = losses.lambda_returns(imagined.reward, imagined.cont, decode(manager.slow_critics(imagined.z)), MANAGER.gamma, MANAGER.lam)
     assert_close(returns, expected)
     raw = returns - decode(manager.critics(imagined.z[:-1]))
