@@ -1,12 +1,14 @@
 """Whether Director's codes say something, and its worker reaches held-out latents: ``python -m benchmarks.director_goals RECORD RUN...``.
 
 Codes: what the goal autoencoder's metrics were after 5,000 updates, as the run logged them. ``recon_loss`` below ``marginal_entropy``,
-what one constant distribution would lose, means that codes say something of the latent.
+what one constant distribution would lose, means that codes say something of the latent. How many classes are in use as most likely ones
+is counted in a new episode of exploring.
 
 Reaching: the newest agent plays an episode of its own that it has never learned from. At decisions that lie apart by goal intervals the
 environment's state is kept, and the latent that the episode reaches one interval later. The environment is then brought back to each of
-these states, and given that latent as its goal, and then one that a random action, held for the interval, leads to. How similar is what
-it reaches? Beside that stands what it reaches without a goal, how similar the latent is where it began, and where random actions lead.
+these states, and given that latent as its goal, and then one that a random action, held for the interval, leads to; plans for these
+forget the task. How similar is what it reaches? Beside that stands what it reaches without a goal, how similar the latent is where it
+began, and where random actions lead.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch import Tensor
 import worldmpc
 from worldmpc.agents.director import Director
 from worldmpc.envs import VecEnv, make_envs
+from worldmpc.models.heads import one_hot_argmax
 from worldmpc.report.goal_records import SCHEMA
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.runtime import keep_freed_memory, set_threads
@@ -64,11 +67,14 @@ def row(path: str) -> dict[str, Any]:
     config = dataclasses.replace(agent.config.env, num_envs=1, workers="sync", num_workers=None)
     with make_envs(agent.config.task, config, seed=agent.config.seed + 10_000) as envs:
         places = held_out(agent, envs)
+        if not places:
+            raise SystemExit(f"{path}: episodes end before the first goal does, after {agent.setter.interval} decisions")
         found: dict[str, list[float]] = {}
         for number, (state, goal) in enumerate(places):
             for name, value in measure(agent, envs, state, goal, torch.Generator().manual_seed(number)).items():
                 found.setdefault(name, []).append(value)
-    here = {"task": agent.config.task, "seed": agent.config.seed, "updates": agent.updates}
+        in_use = perplexity(agent, envs)
+    here = {"task": agent.config.task, "seed": agent.config.seed, "updates": agent.updates, "perplexity_held_out": in_use}
     return here | codes(Path(path)) | {"places": len(places)} | {name: sum(values) / len(values) for name, values in found.items()}
 
 
@@ -80,6 +86,20 @@ def codes(run: Path) -> dict[str, Any]:
         raise SystemExit(f"{run}: no metrics after {AFTER:,} updates")
     names = ("recon_loss", "marginal_entropy", "latent_entropy", "perplexity", "kl")
     return {"codes_after": entry["updates"], **{name: entry[f"goal_vae/{name}"] for name in names}}
+
+
+def perplexity(agent: Director, envs: VecEnv) -> float:
+    """Return how many classes a code has in use, mean over codes, as most likely ones of a new episode of exploring."""
+    carry, obs, latents = agent.init_carry(1), envs.reset(seed=agent.config.seed + 20_000), []
+    for _ in range(envs.spec.episode_length or 1_000):
+        latents.append(agent.flat.model.encode(obs))
+        output = agent.act(carry, obs, "explore")
+        step = envs.step(output.action)
+        if bool(step.terminated | step.truncated):
+            break
+        obs, carry = step.obs, output.carry
+    usage = one_hot_argmax(agent.hierarchy.goals.log_probs(torch.cat(latents))).mean(0)
+    return (-(usage * usage.clamp(min=1e-12).log()).sum(-1)).exp().mean().item()
 
 
 def held_out(agent: Director, envs: VecEnv) -> list[tuple[dict[str, Tensor], Tensor]]:
@@ -109,8 +129,10 @@ def measure(agent: Director, envs: VecEnv, state: dict[str, Tensor], goal: Tenso
     def after(act: Callable[[Tensor], Tensor]) -> Tensor:
         assert envs.load_state_dict(state), "the environment is not deterministic"
         for _ in range(agent.setter.interval):
-            reached = envs.step(act(envs.obs)).next_obs
-        return encode(reached)
+            step = envs.step(act(envs.obs))
+            if bool(step.terminated | step.truncated):
+                break
+        return encode(step.next_obs)
 
     def following(goal: Tensor | None) -> Tensor:
         carry = agent.init_carry(1)

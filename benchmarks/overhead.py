@@ -68,7 +68,7 @@ def verbs(agent: Agent, device: torch.device) -> dict[str, Callable[[], Any]]:
     """Return what is measured of an agent: its updates (as many as repeat), a decision, and a reanalysis where there is one."""
     assert isinstance(agent, TDMPC2 | Director)
     config, carry, obs = agent.config, agent.init_carry(1), torch.randn(1, OBS, device=device)
-    window = agent.setter.interval if isinstance(agent, Director) else config.window
+    window = agent.window if isinstance(agent, Director) else config.window
     batch = with_extras(synthetic_batch(window, config.loss.batch_size, OBS, ACTIONS, device), config)
     calls: dict[str, Callable[[], Any]] = {
         "update": lambda: [agent.update(batch) for _ in range(updates(config))],

@@ -70,6 +70,11 @@ class Director:
         return self.flat.modes
 
     @property
+    def window(self) -> int:
+        """Steps of the replayed windows: enough for the world model, and for a goal."""
+        return max(self.config.window, self.setter.interval)
+
+    @property
     def updates(self) -> int:
         """Updates so far."""
         return self.flat.updates
@@ -101,8 +106,10 @@ class Director:
 
         Raises:
             TypeError: a goal of another kind.
-            ValueError: goals of another shape.
+            ValueError: goals of another shape, or not finite; no such mode.
         """
+        if mode not in ("explore", "eval", "prior"):
+            raise ValueError(f"mode: expected explore, eval or prior, got {mode!r}")
         obs = obs.to(self.device)
         if goal is None:
             output = self.flat.act(Carry(carry.plan), obs, mode)
@@ -114,7 +121,7 @@ class Director:
         if mode == "prior" or not self.config.planner.mpc:
             carry, state = self._state(obs, carry, noise)
             return ActOutput(self.planning.follow(state, noise["eps"]), carry, {"goal_code": carry.code}, {})
-        carry, plan = self._verbs["explore" if mode == "explore" else "eval", alone](obs, carry, noise)
+        carry, plan = self._verbs[mode, alone](obs, carry, noise)
         output = plan_output(plan)
         return ActOutput(output.action, carry, {**output.extras, "goal_code": carry.code}, output.metrics)
 
@@ -144,7 +151,7 @@ class Director:
 
     def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
         """Return a replay of windows that are long enough for a goal, with what plans and goals leave in it."""
-        config, window = self.config, max(self.config.window, self.setter.interval)
+        config, window = self.config, self.window
         extras = {"goal_code": (config.goal_vae.n_latents,)}
         replay = plan_replay(config, self.spec, num_envs, self.device, window, extras)
         return ReplaySource(replay, config.loss.batch_size, config.train.utd, seed_decisions(config, self.spec.episode_length), generator)
@@ -152,7 +159,8 @@ class Director:
     def update(self, batch: SequenceBatch) -> Metrics:
         """Do one update: of the world model on the windows' first steps as TD-MPC2 does, then of goals, worker and manager."""
         metrics = self.flat.update(first_steps(batch, self.config.window))
-        metrics |= {f"worker/{name}": metrics[name] for name in ("consistency_loss", "reward_loss")}
+        shared = ("consistency_loss", "reward_loss", *(("value_loss", "pi_loss") if self.hierarchy.worker is None else ()))
+        metrics |= {f"worker/{name}": metrics[name] for name in shared}
         metrics |= self.learner.update(batch)
         return metrics | {"skipped_updates": metrics["skipped_updates"] + self.learner.skipped}
 

@@ -54,11 +54,13 @@ class GoalSetter:
 
         Raises:
             TypeError: no tensor.
-            ValueError: goals of another shape.
+            ValueError: goals of another shape, or not finite.
         """
         if not isinstance(goal, Tensor):
             raise TypeError(f"goal: expected 'manager', None or a tensor of latents, got {goal!r}")
         if goal.shape != carry.goal.shape:
             raise ValueError(f"goal: expected latents {list(carry.goal.shape)}, got {list(goal.shape)}")
+        if not bool(goal.isfinite().all()):
+            raise ValueError("goal: expected finite latents, got some that are not")
         unknown = torch.full_like(carry.code, torch.nan)
         return carry._replace(goal=goal.to(carry.goal), code=unknown, left=torch.ones_like(carry.left))

@@ -46,7 +46,7 @@ class ManagerConfig:
     tau: float = key(0.005, "rate at which the slow critics follow")
     intrinsic_coef: float = key(0.1, "weight of the exploration reward, what the goal autoencoder does not reconstruct, beside the task's")
     imagined_goals: int = key(2, "goals per imagined trajectory")
-    batch_size: int = key(128, "imagined trajectories per update")
+    batch_size: int = key(128, "most imagined trajectories per update; as many as loss.batch_size where that is less")
     update_every: int = key(4, "updates of the world model between two of the manager")
 
 
@@ -72,8 +72,12 @@ class WorkerConfig:
     )
     gamma: float = key(0.95, "discount of goal rewards, per decision")
     num_q: int = key(2, "critics of goal rewards")
-    batch_size: int | None = key(None, "windows of the batch that goals and worker learn from in an update; null: all of them")
+    batch_size: int | None = key(None, "most windows of the batch that goals and worker learn from in an update; null: all of them")
     goals: tuple[float, ...] = key((0.4, 0.4, 0.2), "shares of goals to learn from: the manager's then, future latents, random codes")
+
+
+MOST_CODES = 4096
+"""Most entries of a goal's one-hot codes."""
 
 
 def goal_weight(config: WorkerConfig) -> float:
@@ -97,13 +101,12 @@ def check_director(config: RunConfig) -> None:
     width = resolve_model(config.model).latent_dim or 0
     if codes.n_latents > width:
         raise ConfigError(f"goal_vae.n_latents: expected at most the latent's {width} dimensions, got {codes.n_latents}")
+    if codes.n_latents * codes.n_classes > MOST_CODES:
+        raise ConfigError(f"goal_vae.n_classes: {codes.n_latents} codes of {codes.n_classes} classes have more than {MOST_CODES} entries")
     if len(worker.goals) != 3 or not min(worker.goals) >= 0 or not abs(sum(worker.goals) - 1) <= 1e-6:
         raise ConfigError(f"worker.goals: expected three shares that sum to 1, as in [0.4,0.4,0.2], got {list(worker.goals)}")
     if not goal_weight(worker) and not worker.task_weight:
         raise ConfigError("worker.goal_weight: plans towards nothing; use worker.goal_weight=1 or worker.task_weight=1")
-    for name, size in (("manager", config.manager.batch_size), ("worker", worker.batch_size)):
-        if size is not None and size > config.loss.batch_size:
-            raise ConfigError(f"{name}.batch_size: expected at most loss.batch_size ({config.loss.batch_size}), got {size}")
     if config.replay.windows == "inside" and interval > config.window:
         raise ConfigError(
             f"replay.windows: whole windows of manager.goal_interval={interval} steps, of which the world model learns from the first "

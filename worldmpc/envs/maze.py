@@ -57,8 +57,8 @@ class PointMaze(gymnasium.Env[Any, Any]):
     scaled such that the maze is [-1, 1] along its longer side, and both velocities over 0.25, the most they can be. 200 steps; it begins
     at rest in the start's cell, up to 0.3 from its middle.
 
-    Known answers: ``way`` has the cells to go through, and 204 less 4 for each of them bounds the return, up to a few steps. Of 300
-    episodes of uniformly random actions one half comes at most one cell far, and none more than six.
+    Known answers: ``way`` has the cells to go through, and 204 less 4 for each of them bounds the return, up to a few steps. Of
+    episodes of uniformly random actions about half come at most one cell far; the farthest of several hundred came seven cells far.
     """
 
     LENGTH = 200

@@ -71,10 +71,10 @@ class HierarchyLearner:
         self.temperature.fill_(self.hierarchy.goals.temperature(self.updates))
         manages = self.updates % self.config.manager.update_every == 0
         size = batch.reward.shape[1]
-        few = self.config.worker.batch_size or size
+        few = min(self.config.worker.batch_size or size, size)
         metrics = self._steps["follow"](first_windows(batch, few), self.stream.draw(self.noise_specs(few)))
         if manages:
-            rows = self.config.manager.batch_size
+            rows = min(self.config.manager.batch_size, size)
             specs = losses.imagination_noise(self.config.manager, self.hierarchy, self.model.action_dim, rows)
             self.managed = self._steps["manage"](batch.obs[0, :rows], self.stream.draw(specs))
         self.descent.updates += 1
@@ -84,8 +84,8 @@ class HierarchyLearner:
         """Declare the noise that goals and worker learn with, from ``batch_size`` windows."""
         hierarchy, steps = self.hierarchy, self.config.window
         specs = losses.autoencoder_noise(hierarchy.goals, (steps + 1) * batch_size)
+        specs |= losses.goal_noise(hierarchy.goals, steps, batch_size)
         if hierarchy.worker is not None:
-            specs |= losses.goal_noise(hierarchy.goals, steps, batch_size)
             specs |= losses.worker_noise(hierarchy.worker, self.model, steps, batch_size)
         return specs
 
@@ -102,6 +102,10 @@ class HierarchyLearner:
         if self.hierarchy.worker is not None:
             found, skip = self._work(batch, z, noise, skip)
             metrics |= found
+        else:
+            goal = losses.choose_goals(self.config.worker, self.hierarchy.goals, self.model, batch, steps, noise)
+            share = batch.mask[:steps] / batch.mask[:steps].sum().clamp(min=1)
+            metrics["worker/goal_reward"] = (self.hierarchy.similarity(z[1:], goal) * share).sum()
         self.descent.skipped += skip
         return metrics
 
@@ -131,8 +135,8 @@ class HierarchyLearner:
         critic_loss, returns, metrics = self._losses["critics"](own, self.hierarchy, self.model, imagined)
         scales, tau = self.manager_scales, self.config.loss.tau
         actor_loss, new, found = self._losses["actor"](own, self.hierarchy, self.model, imagined, returns, scales, tau)
-        _, skip = self.descent.step("manager.actor", actor_loss, torch.zeros_like(self.descent.skipped))
-        _, skip = self.descent.step("manager.critics", critic_loss, skip)
+        _, skip = self.descent.step("manager.critics", critic_loss, torch.zeros_like(self.descent.skipped))
+        _, skip = self.descent.step("manager.actor", actor_loss, skip)
         scales.copy_(torch.where(skip > 0, scales, new))
         manager.adapt(found["manager/entropy"], skip)
         polyak(manager.slow_critics, manager.critics, own.tau * (1 - skip))

@@ -14,6 +14,7 @@ from worldmpc.config import ManagerConfig, WorkerConfig
 from worldmpc.losses.policy import GREEDY, Coefficients, update_scale
 from worldmpc.models.goal_autoencoder import GoalAutoencoder
 from worldmpc.models.goal_directed import Weights, with_goal
+from worldmpc.models.heads import one_hot_argmax
 from worldmpc.models.hierarchy import EXPLORATION, EXTRINSIC, Hierarchy, Worker
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec
@@ -42,7 +43,8 @@ def autoencoder_loss(goals: GoalAutoencoder, z: Tensor, real: Tensor, temperatur
 
     Returns:
         The loss [], and metrics: ``recon_loss`` is the mean over groups in nats, which ``marginal_entropy``, that of the mean latent,
-        bounds for codes that say nothing; ``perplexity`` is the mean over codes of how many of their classes are in use.
+        bounds for codes that say nothing; ``perplexity`` is the mean over codes of how many of their classes are
+        in use as most likely ones.
     """
     log_probs = goals.log_probs(z)
     code = goals.sample(log_probs, noise["goal_codes"], temperature)
@@ -51,7 +53,7 @@ def autoencoder_loss(goals: GoalAutoencoder, z: Tensor, real: Tensor, temperatur
     kl = (goals.kl(log_probs) * weight).sum()
     loss = recon * (z.shape[-1] // goals.group_dim) + goals.beta * kl
     with torch.no_grad():
-        usage = (log_probs.exp() * weight[:, None, None]).sum(0)
+        usage = (one_hot_argmax(log_probs) * weight[:, None, None]).sum(0)
         metrics = {
             "goal_vae/total_loss": loss,
             "goal_vae/recon_loss": recon,

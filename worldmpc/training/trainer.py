@@ -325,9 +325,10 @@ def check_losses(metrics: Mapping[str, Tensor], max_loss: float, who: str = "") 
                 if term.endswith("_loss") and term != "total_loss" or term.startswith("custom/")
             }
             bad = next((term for term, value in terms.items() if not math.isfinite(value)), max(terms, key=lambda term: abs(terms[term])))
+            rate = {"manager": "manager.lr", "goal_vae": "goal_vae.lr"}.get(bad.partition("/")[0], "optim.lr")
             raise DivergenceError(
                 f"{who}{bad} is {terms[bad]:g} (limit train.max_loss={max_loss:g}); its update was not applied. "
-                f"Look at the scale of rewards and observations, or go on with resume=<run folder> and a lower optim.lr"
+                f"Look at the scale of rewards and observations, or go on with resume=<run folder> and a lower {rate}"
             )
     if float(metrics.get("skipped_updates", 0)) > 0:
         raise DivergenceError(f"{who}a loss or gradient was not finite, or above train.max_loss, in some update; it was not applied")
