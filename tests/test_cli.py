@@ -603,7 +603,7 @@ def test_tasks(capsys: pytest.CaptureFixture[str], fails: Callable[..., str]):
     assert main(["tasks", "toy"]) == 0
     assert capsys.readouterr().out.splitlines() == [f"toy/{name}" for name in MAKERS]
     assert main(["tasks"]) == 0
-    assert {"dmc/walker-walk", "gym/HalfCheetah-v5", "toy/balance"} <= set(capsys.readouterr().out.splitlines())
+    assert {"dmc/walker-walk", "gym/HalfCheetah-v5", "toy/balance", "director_walker_walk"} <= set(capsys.readouterr().out.splitlines())
     assert "unknown suite 'dcm'" in fails("tasks", "dcm")
     assert "one suite at most" in fails("tasks", "dmc", "toy")
 

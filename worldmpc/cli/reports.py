@@ -75,12 +75,14 @@ def _draw_goals(runs: Sequence[Run], out: Path) -> None:
 
 
 def tasks(words: list[str]) -> int:
-    """List the names of all tasks, or of one suite."""
+    """List the names of all tasks, and those that stand for a task with an agent; or of one suite."""
+    from worldmpc.config import NAMED_TASKS
     from worldmpc.envs import list_tasks
 
     if len(words) > 1:
         raise ConfigError(f"tasks: expected one suite at most, got {' '.join(words)}")
-    sys.stdout.write("\n".join(list_tasks(words[0] if words else None)) + "\n")
+    names = list_tasks(words[0]) if words else [*list_tasks(), *NAMED_TASKS]
+    sys.stdout.write("\n".join(names) + "\n")
     return 0
 
 
