@@ -49,7 +49,7 @@ class GoalSetter:
         number = torch.where(due[:, None], code.argmax(-1).to(carry.code.dtype), carry.code)
         return carry._replace(goal=goal, code=number, left=torch.where(due, self.interval, carry.left) - 1)
 
-    def follow(self, carry: GoalCarry, goal: Tensor) -> GoalCarry:
+    def follow(self, carry: GoalCarry, goal: Tensor | str) -> GoalCarry:
         """Follow given goals [E, Z] for one decision.
 
         Raises:
