@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from worldmpc.agents.goals import GoalCarry, GoalSetter
+from worldmpc.agents.goals import GoalCarry, GoalPlans, GoalSetter
 from worldmpc.agents.planning import plan_output, plan_replay
 from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import RunConfig, seed_decisions, too_long_interval
 from worldmpc.data.source import ReplaySource
 from worldmpc.data.transitions import first_steps
-from worldmpc.functional import CapturedByShape, maybe_compile, seconds_compiling
 from worldmpc.learners.hierarchy import HierarchyLearner
 from worldmpc.learners.objectives import Objectives
-from worldmpc.models.goal_directed import GOAL_ALONE, GoalDirected, plan_weights, with_goal
+from worldmpc.models.goal_directed import GoalDirected, plan_weights
 from worldmpc.models.hierarchy import Hierarchy
-from worldmpc.models.packing import constant_parameters
 from worldmpc.noise import NoiseSpec, NoiseStream
-from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, Noise, PlanResult, PlanState, SequenceBatch
+from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, SequenceBatch
 
 
 class Director:
@@ -51,18 +47,10 @@ class Director:
         self.model = nn.ModuleDict({"world": self.flat.model, "director": self.hierarchy})
         own, weights = self.hierarchy, lambda: plan_weights(config.worker, self.hierarchy.worker)
         self.planning = GoalDirected(self.flat.model, own.worker, own.similarity, weights)
-        self._goal_alone = GoalDirected(self.flat.model, own.worker, own.similarity, lambda: GOAL_ALONE)
         self.streams = {name: NoiseStream(config.seed, "director", name, device=self.device) for name in ("goals", "update")}
         self.learner = HierarchyLearner(config, self.hierarchy, self.planning, self.streams["update"], total_updates)
         self.setter = GoalSetter(self.hierarchy, interval)
-        self._plan = maybe_compile(self._refine, config.compile)
-        how = {
-            (mode, alone): functools.partial(self._decide, explore=mode == "explore", alone=alone)
-            for mode, alone in itertools.product(("explore", "eval"), (False, True))
-        }
-        self._verbs: dict[tuple[str, bool], Callable[..., Any]] = {
-            key: CapturedByShape(verb) if config.cuda_graph else verb for key, verb in how.items()
-        }
+        self.plans = GoalPlans(config, self.flat.planner, self.planning, self.setter, self.device)
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -82,7 +70,7 @@ class Director:
     @property
     def compile_seconds(self) -> float:
         """Seconds that compiling took so far; 0 without ``compile``."""
-        return self.flat.compile_seconds + self.learner.compile_seconds + seconds_compiling(self._plan)
+        return self.flat.compile_seconds + self.learner.compile_seconds + self.plans.compile_seconds
 
     @property
     def objectives(self) -> Objectives:
@@ -119,9 +107,9 @@ class Director:
         if alone:
             carry = self.setter.follow(carry, goal)
         if mode == "prior" or not self.config.planner.mpc:
-            carry, state = self._state(obs, carry, noise)
+            carry, state = self.plans.state(obs, carry, noise)
             return ActOutput(self.planning.follow(state, noise["eps"]), carry, {"goal_code": carry.code}, {})
-        carry, plan = self._verbs[mode, alone](obs, carry, noise)
+        carry, plan = self.plans.decide(obs, carry, noise, mode, alone)
         output = plan_output(plan)
         return ActOutput(output.action, carry, {**output.extras, "goal_code": carry.code}, output.metrics)
 
@@ -133,21 +121,6 @@ class Director:
         if not plans and not explores:
             noise["eps"] = torch.zeros_like(noise["eps"])
         return noise | (self.streams["goals"].draw(self.setter.noise_specs(num_envs)) if explores else {})
-
-    def _decide(self, obs: Tensor, carry: GoalCarry, noise: Noise, explore: bool, alone: bool) -> tuple[GoalCarry, PlanResult]:
-        with constant_parameters(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.planner.precision == "bf16"):
-            carry, state = self._state(obs, carry, noise)
-            plan = self._plan(state, carry.plan, noise, explore, alone)
-        return carry._replace(plan=plan.state), plan
-
-    def _refine(self, z: Tensor, state: PlanState, noise: Noise, explore: bool, alone: bool) -> PlanResult:
-        return self.flat.planner.plan(self._goal_alone if alone else self.planning, z, state, noise, explore)
-
-    def _state(self, obs: Tensor, carry: GoalCarry, noise: Noise) -> tuple[GoalCarry, Tensor]:
-        """Take goals where they are due, and return latents and goals beside each other, [E, 2 Z]."""
-        z = self.flat.model.encode(obs)
-        carry = self.setter.choose(z, carry, noise.get("codes"))
-        return carry, with_goal(z, carry.goal)
 
     def make_source(self, num_envs: int, generator: torch.Generator) -> ReplaySource:
         """Return a replay of windows that are long enough for a goal, with what plans and goals leave in it."""

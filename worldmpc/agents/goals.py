@@ -1,15 +1,22 @@
-"""Goals while acting: which one is followed in each environment, and when the next one is due."""
+"""Goals while acting: which one is followed in each environment, when the next one is due, and plans towards it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from worldmpc.config import RunConfig
+from worldmpc.functional import CapturedByShape, maybe_compile, seconds_compiling
+from worldmpc.models.goal_directed import GOAL_ALONE, GoalDirected, with_goal
 from worldmpc.models.hierarchy import Hierarchy
+from worldmpc.models.packing import constant_parameters
 from worldmpc.noise import NoiseSpec
-from worldmpc.types import PlanState
+from worldmpc.types import Mode, Noise, Planner, PlanResult, PlanState
 
 
 class GoalCarry(NamedTuple):
@@ -64,3 +71,53 @@ class GoalSetter:
             raise ValueError("goal: expected finite latents, got some that are not")
         unknown = torch.full_like(carry.code, torch.nan)
         return carry._replace(goal=goal.to(carry.goal), code=unknown, left=torch.ones_like(carry.left))
+
+
+class GoalPlans:
+    """Plans towards goals, compiled and captured as configured.
+
+    Args:
+        config: of the run.
+        planner: makes them.
+        planning: world model with goals, weighed against the task.
+        setter: chooses goals where they are due.
+        device: where they are made.
+    """
+
+    def __init__(self, config: RunConfig, planner: Planner, planning: GoalDirected, setter: GoalSetter, device: torch.device) -> None:
+        self._config, self._planner, self._setter, self._device = config, planner, setter, device
+        alone = GoalDirected(planning.model, planning.worker, planning.similarity, lambda: GOAL_ALONE)
+        self._models = {False: planning, True: alone}
+        self._plan = maybe_compile(self._refine, config.compile)
+        how = {
+            (mode, alone): functools.partial(self._decide, explore=mode == "explore", alone=alone)
+            for mode, alone in itertools.product(("explore", "eval"), self._models)
+        }
+        self._verbs: dict[tuple[str, bool], Callable[..., Any]] = {
+            key: CapturedByShape(verb) if config.cuda_graph else verb for key, verb in how.items()
+        }
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that compiling took so far."""
+        return seconds_compiling(self._plan)
+
+    def decide(self, obs: Tensor, carry: GoalCarry, noise: Noise, mode: Mode, alone: bool) -> tuple[GoalCarry, PlanResult]:
+        """Take goals where they are due, and plan towards them, the task forgotten where they stand ``alone``: [E, O] -> [E, A]."""
+        return self._verbs[mode, alone](obs, carry, noise)
+
+    def state(self, obs: Tensor, carry: GoalCarry, noise: Noise) -> tuple[GoalCarry, Tensor]:
+        """Take goals where they are due, and return latents and goals beside each other, [E, 2 Z]."""
+        z = self._models[False].encode(obs)
+        carry = self._setter.choose(z, carry, noise.get("codes"))
+        return carry, with_goal(z, carry.goal)
+
+    def _decide(self, obs: Tensor, carry: GoalCarry, noise: Noise, explore: bool, alone: bool) -> tuple[GoalCarry, PlanResult]:
+        reduced = self._config.planner.precision == "bf16"
+        with constant_parameters(), torch.autocast(self._device.type, torch.bfloat16, enabled=reduced):
+            carry, state = self.state(obs, carry, noise)
+            plan = self._plan(state, carry.plan, noise, explore, alone)
+        return carry._replace(plan=plan.state), plan
+
+    def _refine(self, z: Tensor, state: PlanState, noise: Noise, explore: bool, alone: bool) -> PlanResult:
+        return self._planner.plan(self._models[alone], z, state, noise, explore)
