@@ -49,6 +49,7 @@ SUITES: dict[str, str] = {
     "gym": "worldmpc.envs.gym:make",
     "toy": "worldmpc.envs.toy:make",
     "maze": "worldmpc.envs.maze:make",
+    "hockey": "worldmpc.envs.hockey:make",
 }
 """Suite -> ``module:function`` that makes its environments; the module also has ``list_names`` and ``resolve``."""
 
