@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Discrete
 from gymnasium.utils.env_checker import check_env
 from pettingzoo.test import parallel_api_test
 
@@ -196,7 +197,8 @@ def test_choices_are_the_actions_that_they_name() -> None:
         one.reset(seed=2)
         other.reset(seed=2)
         np.testing.assert_array_equal(one.step(choice)[0], other.step(action)[0])
-    assert HockeyEnv(discrete=True).action_space.n == 8 and HockeyEnv(discrete=True, keep_mode=False).action_space.n == 7
+    assert HockeyEnv(discrete=True).action_space == Discrete(8)
+    assert HockeyEnv(discrete=True, keep_mode=False).action_space == Discrete(7)
 
 
 def test_frames() -> None:

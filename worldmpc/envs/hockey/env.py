@@ -19,7 +19,7 @@ from worldmpc.envs.hockey.render import FPS, Screen
 
 Opponent = Callable[[np.ndarray], np.ndarray]
 """Own view [18] -> action [4] in [-1, 1]; [16] -> [3] without keep mode."""
-PLAYERS = ("player_1", "player_2")
+PLAYERS: tuple[str, str] = ("player_1", "player_2")
 RENDER_MODES = ("human", "rgb_array")
 
 

@@ -110,12 +110,9 @@ class Rink:
     @property
     def state(self) -> RinkState:
         """Where everything is, and how it moves."""
-        players = []
-        for body in self.players:
-            (x, y), (vx, vy) = body.position, body.linearVelocity
-            players.append((x - CENTER_X, y - CENTER_Y, body.angle, vx, vy, body.angularVelocity))
+        one, two = (_motion(body) for body in self.players)
         (x, y), (vx, vy) = self.puck.position, self.puck.linearVelocity
-        return RinkState(*players, (x - CENTER_X, y - CENTER_Y, vx, vy, self.puck.angularVelocity), (self.held[0], self.held[1]))
+        return RinkState(one, two, (x - CENTER_X, y - CENTER_Y, vx, vy, self.puck.angularVelocity), (self.held[0], self.held[1]))
 
     def throw_puck(self, vx: float, vy: float) -> None:
         """Let the next step speed up the puck by this, less its damping."""
@@ -211,6 +208,11 @@ class _Contacts(Box2D.b2ContactListener):
             self._rink.touched(kinds["racket"])
         elif "goal" in kinds:
             self._rink.winner = kinds["goal"]
+
+
+def _motion(body: Any) -> tuple[float, float, float, float, float, float]:
+    (x, y), (vx, vy) = body.position, body.linearVelocity
+    return x - CENTER_X, y - CENTER_Y, body.angle, vx, vy, body.angularVelocity
 
 
 def _push(body: Any, fx: float, fy: float, side: int) -> None:
