@@ -117,7 +117,7 @@ _ABOUT = {
         `worldmpc train --help`; lists of values measure every combination, one row each. A configuration that fails is named, the
         others are measured nevertheless.""",
     "tasks": """
-        Suites are dmc, gym, toy and maze; gym also takes gym/<module>:<EnvId>, which imports the module first. Names without a
+        Suites are dmc, gym, toy, maze and hockey; gym also takes gym/<module>:<EnvId>, which imports the module first. Names without a
         suite, listed last, stand for a task, an agent and its settings; they are for train.""",
 }
 _EXAMPLES = {

@@ -46,7 +46,7 @@ class RunConfig:
 
     task: str = key(
         "dmc/cartpole-swingup",
-        "suite/name: dmc/<domain>-<task>, gym/<EnvId>, gym/<module>:<EnvId>, toy/<name>, maze/<name>; or a name that also stands for an "
+        "suite/name: dmc/<domain>-<task>, gym/<EnvId>, gym/<module>:<EnvId>, toy/<name>, maze/<name>, hockey/<name>; or a name that also stands for an "
         "agent and its settings, as director_walker_walk",
     )
     agent: Literal["tdmpc2", "tdmpc_square", "bmpc", "boom", "director", "mpc", "mbmpc", "pets", "dqn", "ppo", "sac", "td3"] = key(
