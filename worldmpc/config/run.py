@@ -46,8 +46,8 @@ class RunConfig:
 
     task: str = key(
         "dmc/cartpole-swingup",
-        "suite/name: dmc/<domain>-<task>, gym/<EnvId>, gym/<module>:<EnvId>, toy/<name>, maze/<name>, hockey/<name>; or a name that also stands for an "
-        "agent and its settings, as director_walker_walk",
+        "suite/name: dmc/<domain>-<task>, gym/<EnvId>, gym/<module>:<EnvId>, toy/<name>, maze/<name>, hockey/<name>; or a name that also "
+        "stands for an agent and its settings, as director_walker_walk",
     )
     agent: Literal["tdmpc2", "tdmpc_square", "bmpc", "boom", "director", "mpc", "mbmpc", "pets", "dqn", "ppo", "sac", "td3"] = key(
         "tdmpc2", "algorithm; each has defaults of its own, listed below"
