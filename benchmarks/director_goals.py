@@ -26,7 +26,7 @@ from torch import Tensor
 import worldmpc
 from worldmpc.agents.director import Director
 from worldmpc.envs import VecEnv, make_envs
-from worldmpc.models.heads import one_hot_argmax
+from worldmpc.models.goal_autoencoder import classes_in_use
 from worldmpc.report.goal_records import SCHEMA
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.runtime import keep_freed_memory, set_threads
@@ -98,8 +98,8 @@ def perplexity(agent: Director, envs: VecEnv) -> float:
         if bool(step.terminated | step.truncated):
             break
         obs, carry = step.obs, output.carry
-    usage = one_hot_argmax(agent.hierarchy.goals.log_probs(torch.cat(latents))).mean(0)
-    return (-(usage * usage.clamp(min=1e-12).log()).sum(-1)).exp().mean().item()
+    log_probs = agent.hierarchy.goals.log_probs(torch.cat(latents))
+    return classes_in_use(log_probs, torch.full((len(latents),), 1 / len(latents))).item()
 
 
 def held_out(agent: Director, envs: VecEnv) -> list[tuple[dict[str, Tensor], Tensor]]:

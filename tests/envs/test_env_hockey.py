@@ -88,7 +88,7 @@ def test_bodies_weigh_what_they_weighed() -> None:
     np.testing.assert_allclose([body.inertia for body in bodies], GOLDEN["inertias"], rtol=1e-6)
 
 
-def play(view: np.ndarray | None, mirror: bool, swap: bool, steps: int = 40) -> np.ndarray:
+def play(mirror: bool, swap: bool, steps: int = 40) -> np.ndarray:
     """Player one's view after some random steps, of the game, or of its mirror image, or of the game with the players swapped."""
     rng = np.random.default_rng(3)
     game = Game()
@@ -104,9 +104,9 @@ def play(view: np.ndarray | None, mirror: bool, swap: bool, steps: int = 40) -> 
 
 
 def test_the_game_is_the_same_from_the_other_side_and_in_the_mirror() -> None:
-    expected = play(None, mirror=False, swap=False)
-    np.testing.assert_allclose(play(None, mirror=True, swap=False) * REFLECTED, expected, rtol=0, atol=1e-3)
-    np.testing.assert_allclose(play(None, mirror=False, swap=True), expected, rtol=0, atol=1e-2)
+    expected = play(mirror=False, swap=False)
+    np.testing.assert_allclose(play(mirror=True, swap=False) * REFLECTED, expected, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(play(mirror=False, swap=True), expected, rtol=0, atol=1e-2)
     np.testing.assert_array_equal(OTHER_SIGN * (OTHER_SIGN * expected[OTHER_VIEW])[OTHER_VIEW], expected)
 
 
@@ -130,7 +130,9 @@ def test_gymnasium_accepts_it(options: dict[str, Any]) -> None:
 def test_pettingzoo_accepts_it(options: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the options that the test makes up
-        parallel_api_test(HockeyParallelEnv(**options), num_cycles=600)
+        env = HockeyParallelEnv(**options)
+        parallel_api_test(env, num_cycles=600)
+    assert env.possible_agents == ["player_1", "player_2"]
 
 
 @pytest.mark.parametrize(("mode", "length"), [("NORMAL", 251), ("TRAIN_SHOOTING", 81)])
@@ -155,6 +157,12 @@ def test_players_begin_in_turn_and_a_seed_says_who_does() -> None:
     assert turns[0] != turns[1] and turns[:2] == turns[2:]
     assert env.reset(options={"starter": 1})[0][12] < 0 < env.reset(options={"starter": 2})[0][12]
     assert env.reset(options={"mode": "train_defense"})[0][12] > 0 and env.game.limit == 80
+
+
+def test_player_one_begins_where_players_do_not_take_turns() -> None:
+    env = HockeyEnv(alternates=False)
+    assert all(env.reset(seed=seed)[0][12] < 0 for seed in range(8))
+    assert env.reset(options={"starter": 2})[0][12] > 0 > env.reset()[0][12]
 
 
 @pytest.mark.parametrize("keeps", [False, True])

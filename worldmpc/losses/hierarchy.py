@@ -12,9 +12,8 @@ from torch import Tensor
 
 from worldmpc.config import ManagerConfig, WorkerConfig
 from worldmpc.losses.policy import GREEDY, Coefficients, update_scale
-from worldmpc.models.goal_autoencoder import GoalAutoencoder
+from worldmpc.models.goal_autoencoder import GoalAutoencoder, classes_in_use
 from worldmpc.models.goal_directed import Weights, with_goal
-from worldmpc.models.heads import one_hot_argmax
 from worldmpc.models.hierarchy import EXPLORATION, EXTRINSIC, Hierarchy, Worker
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec
@@ -53,7 +52,6 @@ def autoencoder_loss(goals: GoalAutoencoder, z: Tensor, real: Tensor, temperatur
     kl = (goals.kl(log_probs) * weight).sum()
     loss = recon * (z.shape[-1] // goals.group_dim) + goals.beta * kl
     with torch.no_grad():
-        usage = (one_hot_argmax(log_probs) * weight[:, None, None]).sum(0)
         metrics = {
             "goal_vae/total_loss": loss,
             "goal_vae/recon_loss": recon,
@@ -62,7 +60,7 @@ def autoencoder_loss(goals: GoalAutoencoder, z: Tensor, real: Tensor, temperatur
             "goal_vae/kl": kl,
             "goal_vae/beta": goals.beta.clone(),
             "goal_vae/temperature": temperature,
-            "goal_vae/perplexity": (-(usage * usage.clamp(min=1e-12).log()).sum(-1)).exp().mean(),
+            "goal_vae/perplexity": classes_in_use(log_probs, weight),
         }
     return loss, {name: value.detach() for name, value in metrics.items()}
 

@@ -139,3 +139,9 @@ def mixed(logits: Tensor, uniform: float) -> Tensor:
     if not uniform:
         return logits.log_softmax(-1)
     return ((1 - uniform) * logits.softmax(-1) + uniform / logits.shape[-1]).log()
+
+
+def classes_in_use(log_probs: Tensor, weight: Tensor) -> Tensor:
+    """Perplexity of the most likely classes over latents, mean over codes: [N, L, C], [N] weights that sum to 1 -> []."""
+    usage = (one_hot_argmax(log_probs) * weight[:, None, None]).sum(0)
+    return (-(usage * usage.clamp(min=1e-12).log()).sum(-1)).exp().mean()

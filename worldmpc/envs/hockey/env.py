@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import gymnasium
 import numpy as np
@@ -47,30 +47,40 @@ def clipped(action: Any, size: int) -> list[float]:
     return [min(max(value, -1.0), 1.0) for value in values]
 
 
-class _Table:
-    """What both faces have in common: a game, its spaces, and a screen.
+class Rules(TypedDict, total=False):
+    """How hockey is played and shown; what is left out is the first of what it may be."""
 
-    Args:
-        mode: how games begin, and how long they may last.
-        keep_mode: rackets catch the puck.
-        discrete: one of eight choices (seven without keep mode) in place of a vector.
-        alternates: see :class:`GameConfig`.
-        timed: see :class:`GameConfig`.
-        timeout_terminates: games that time ends are terminated, as in the original, not truncated.
-        keeps_counters: see :class:`GameConfig`.
-        render_mode: human, rgb_array, or None.
-    """
+    mode: Mode | str | int
+    """NORMAL, TRAIN_SHOOTING or TRAIN_DEFENSE: how games begin, and how long they may last."""
+    keep_mode: bool
+    """True: rackets catch the puck. False: they do not; observations have 16 and actions 3 entries."""
+    discrete: bool
+    """False: actions are vectors. True: one of eight choices, seven without keep mode."""
+    alternates: bool
+    """True: in NORMAL mode the puck begins on either side in turn. False: on player one's, unless asked otherwise."""
+    timed: bool
+    """True: games end at the mode's time limit."""
+    timeout_terminates: bool
+    """False: games that time ends are truncated. True: terminated, as in the original."""
+    keeps_counters: bool
+    """False. True: who holds the puck when time is over begins the next game with it, as in the original."""
+    render_mode: str | None
+    """None, human or rgb_array."""
+
+
+class _Table:
+    """What both faces have in common: a game, its spaces, and a screen; arguments are :class:`Rules`."""
 
     def __init__(
         self,
-        mode: Mode | str | int,
-        keep_mode: bool,
-        discrete: bool,
-        alternates: bool,
-        timed: bool,
-        timeout_terminates: bool,
-        keeps_counters: bool,
-        render_mode: str | None,
+        mode: Mode | str | int = Mode.NORMAL,
+        keep_mode: bool = True,
+        discrete: bool = False,
+        alternates: bool = True,
+        timed: bool = True,
+        timeout_terminates: bool = False,
+        keeps_counters: bool = False,
+        render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *RENDER_MODES):
             raise ConfigError(f"hockey render_mode: expected one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
@@ -78,7 +88,7 @@ class _Table:
         self.discrete, self.timeout_terminates, self.action_dim = discrete, timeout_terminates, 4 if keep_mode else 3
         self.observation_space = Box(-np.inf, np.inf, (18 if keep_mode else 16,), np.float32)
         self.action_space: Space[Any] = Discrete(8 if keep_mode else 7) if discrete else Box(-1.0, 1.0, (self.action_dim,), np.float32)
-        self._render_mode, self._screen = render_mode, None
+        self.render_mode, self._screen = render_mode, None
 
     def action(self, action: Any) -> list[float]:
         """Return a player's action as numbers in [-1, 1]."""
@@ -105,10 +115,10 @@ class _Table:
 
     def render(self) -> np.ndarray | None:
         """Draw the game; return a frame [480, 600, 3] uint8 in rgb_array mode."""
-        if self._render_mode is None:
+        if self.render_mode is None:
             return None
         if self._screen is None:
-            self._screen = Screen(window=self._render_mode == "human")
+            self._screen = Screen(window=self.render_mode == "human")
         return self._screen.draw(self.game.rink.state)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -126,14 +136,7 @@ class HockeyEnv(gymnasium.Env[np.ndarray, Any]):
 
     Args:
         opponent: weak, strong, or a function of the opponent's own view [18] that returns its action [4].
-        mode: NORMAL, TRAIN_SHOOTING or TRAIN_DEFENSE.
-        keep_mode: rackets catch the puck; without it observations have 16 and actions 3 entries.
-        discrete: one of eight choices in place of a vector.
-        alternates: in NORMAL mode the puck begins on either side in turn.
-        timed: games end at the mode's time limit.
-        timeout_terminates: games that time ends are terminated, as in the original, not truncated.
-        keeps_counters: who holds the puck when time is over begins the next game with it, as in the original.
-        render_mode: human, rgb_array, or None.
+        rules: see :class:`Rules`.
 
     Raises:
         ConfigError: no such opponent or mode.
@@ -141,23 +144,11 @@ class HockeyEnv(gymnasium.Env[np.ndarray, Any]):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": FPS}
 
-    def __init__(
-        self,
-        opponent: str | Opponent = "weak",
-        *,
-        mode: Mode | str | int = Mode.NORMAL,
-        keep_mode: bool = True,
-        discrete: bool = False,
-        alternates: bool = True,
-        timed: bool = True,
-        timeout_terminates: bool = False,
-        keeps_counters: bool = False,
-        render_mode: str | None = None,
-    ) -> None:
+    def __init__(self, opponent: str | Opponent = "weak", **rules: Unpack[Rules]) -> None:
         if isinstance(opponent, str) and opponent not in GAIN:
             raise ConfigError(f"hockey opponent: expected one of {', '.join(GAIN)} or a function, got {opponent!r}")
-        self._table = _Table(mode, keep_mode, discrete, alternates, timed, timeout_terminates, keeps_counters, render_mode)
-        self.game, self.render_mode = self._table.game, render_mode
+        self._table = _Table(**rules)
+        self.game, self.render_mode = self._table.game, self._table.render_mode
         self.observation_space, self.action_space = self._table.observation_space, self._table.action_space
         self.opponent = opponent
         self._bot: Opponent | None = None
@@ -199,24 +190,13 @@ class HockeyEnv(gymnasium.Env[np.ndarray, Any]):
 
 
 class HockeyParallelEnv(ParallelEnv[str, np.ndarray, Any]):
-    """Laser hockey for two players, each in its own view. Arguments are those of :class:`HockeyEnv`."""
+    """Laser hockey for two players, each in its own view; arguments are :class:`Rules`."""
 
     metadata: ClassVar[dict[str, Any]] = {"name": "hockey_v0", "render_modes": list(RENDER_MODES), "render_fps": FPS}  # type: ignore[misc]
 
-    def __init__(
-        self,
-        *,
-        mode: Mode | str | int = Mode.NORMAL,
-        keep_mode: bool = True,
-        discrete: bool = False,
-        alternates: bool = True,
-        timed: bool = True,
-        timeout_terminates: bool = False,
-        keeps_counters: bool = False,
-        render_mode: str | None = None,
-    ) -> None:
-        self._table = _Table(mode, keep_mode, discrete, alternates, timed, timeout_terminates, keeps_counters, render_mode)
-        self.game, self.render_mode = self._table.game, render_mode
+    def __init__(self, **rules: Unpack[Rules]) -> None:
+        self._table = _Table(**rules)
+        self.game, self.render_mode = self._table.game, self._table.render_mode
         self.possible_agents, self.agents = list(PLAYERS), []
         self.observation_spaces = dict.fromkeys(PLAYERS, self._table.observation_space)
         self.action_spaces = dict.fromkeys(PLAYERS, self._table.action_space)

@@ -104,8 +104,8 @@ class Game:
         mode = self.mode
         if starter is not None:
             self.starter = starter
-        elif mode == Mode.NORMAL and self.config.alternates:
-            self.starter = 3 - self.starter
+        elif mode == Mode.NORMAL:
+            self.starter = 3 - self.starter if self.config.alternates else 1
         held = (self.rink.held[0], self.rink.held[1]) if self.config.keeps_counters else (0, 0)
         other, throw = (3.0, 0.0), None
         if mode != Mode.NORMAL:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmpc.envs.hockey.rink import CENTER_X, CENTER_Y, HEIGHT, PUCK_RADIUS, RACKET, WIDTH, RinkState
+from worldmpc.envs.hockey.rink import CENTER_X, CENTER_Y, HEIGHT, PUCK_RADIUS, RACKET, WALLS, WIDTH, RinkState
 
 FPS = 50
 SCALE = 60
@@ -17,7 +17,6 @@ SCALE = 60
 SIZE = int(WIDTH * SCALE), int(HEIGHT * SCALE)
 WHITE, BLACK, CIRCLE, GOALS = (255, 255, 255), (0, 0, 0), (204, 204, 204), (239, 203, 138)
 RACKETS = (235, 98, 53), (93, 158, 199)
-CORNER = ((-10, 135), (10, 128), (10, -5), (-10, -5))
 
 
 class Screen:
@@ -48,10 +47,9 @@ class Screen:
         draw.circle(self._surface, CIRCLE, _pixel(0, 0), 100)
         for sign in (-1, 1):
             draw.circle(self._surface, GOALS, _pixel(sign * 250 / SCALE, 0), 75)
-            draw.rect(
-                self._surface, WHITE, (*_pixel(sign * (250 / SCALE + 2.0) - 2.0 * (sign > 0) - 2.0 * (sign < 0), 2.0), 4 * SCALE, 4 * SCALE)
-            )
-        self._walls()
+            draw.rect(self._surface, WHITE, (*_pixel(sign * (250 / SCALE + 2.0) - 2.0, 2.0), 4 * SCALE, 4 * SCALE))
+        for corners in WALLS:
+            self._shape(corners, BLACK)
         for (x, y, angle, *_), color, sign in zip((state.player1, state.player2), RACKETS, (1, -1), strict=True):
             cos, sin = math.cos(angle), math.sin(angle)
             self._shape(((x + sign * a * cos - b * sin, y + sign * a * sin + b * cos) for a, b in RACKET), color)
@@ -68,12 +66,6 @@ class Screen:
         """Close the window."""
         if self._window is not None:
             self._pygame.display.quit()
-
-    def _walls(self) -> None:
-        for sign in (-1, 1):
-            self._shape(((x / SCALE, sign * 3.5 + y / SCALE) for x, y in ((-250, -10), (250, -10), (250, 10), (-250, 10))), BLACK)
-            for top in (-1, 1):
-                self._shape(((-sign * 245 / SCALE + x * sign / SCALE, top * (3.5 - y / SCALE)) for x, y in CORNER), BLACK)
 
     def _shape(self, corners: Iterable[tuple[float, float]], color: tuple[int, int, int]) -> None:
         self._pygame.draw.polygon(self._surface, color, [_pixel(x, y) for x, y in corners])

@@ -7,6 +7,7 @@ two's actions are in a view of its own, in which it is player one: the rink turn
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,6 +25,19 @@ GOAL_X, GOAL_HALF = 255 * PIXEL, (10 * PIXEL, 75 * PIXEL)
 """Distance of the goals' middles from the centre line, and their half sizes."""
 RACKET = ((-0.2, 0.4), (0.1, 0.4), (0.1, -0.4), (-0.2, -0.4), (-0.36, -0.2), (-0.42, 0.0), (-0.36, 0.2))
 """Player one's racket around its origin; its flat side looks at the opponent. Player two's is its mirror image."""
+
+
+def _walls() -> list[tuple[tuple[float, float], ...]]:
+    bar = [(x * PIXEL, y * PIXEL) for x, y in ((-250, -10), (250, -10), (250, 10), (-250, 10))]
+    post = [(x * PIXEL, y * PIXEL) for x, y in ((-10, 135), (10, 128), (10, -5), (-10, -5))]
+    walls = [tuple((x, top * 3.5 + y) for x, y in bar) for top in (1, -1)]
+    for left, top in itertools.product((1, -1), (-1, 1)):
+        walls.append(tuple((left * (x - 245 * PIXEL), top * (3.5 - y)) for x, y in post))
+    return walls
+
+
+WALLS = _walls()
+"""Corners of the bars at both sides, and of the four posts beside the goals, around the rink's centre."""
 
 PUSH, TURN, SHOT = 6000.0, 400.0, 60.0
 """Force and torque of an action of 1, and speed that a shot adds."""
@@ -84,7 +98,8 @@ class Rink:
         self._listener = _Contacts(self)  # the world does not keep it alive
         self._world.contactListener = self._listener
         self._build_walls()
-        self._goals = [self._build_goal(sign) for sign in (-1, 1)]
+        for sign in (-1, 1):
+            self._build_goal(sign)
         self.players: list[Any] = []
         self.puck: Any = None
 
@@ -156,26 +171,18 @@ class Rink:
             self.held[player] = HOLD
 
     def _build_walls(self) -> None:
-        for y in (7.5, 0.5):
-            self._static((CENTER_X, y), Box2D.b2PolygonShape(box=(250 * PIXEL, 10 * PIXEL)))
-        corner = [(x * PIXEL, y * PIXEL) for x, y in ((-10, 135), (10, 128), (10, -5), (-10, -5))]
-        for left in (1, -1):
-            for top in (-1, 1):
-                shape = Box2D.b2PolygonShape(vertices=[(x * left, -y * top) for x, y in corner])
-                self._static((CENTER_X - left * 245 * PIXEL, CENTER_Y + top * 3.5), shape)
+        for corners in WALLS:
+            x, y = (sum(values) / len(values) for values in zip(*corners, strict=True))
+            shape = Box2D.b2PolygonShape(vertices=[(corner[0] - x, corner[1] - y) for corner in corners])
+            fixture = Box2D.b2FixtureDef(shape=shape, friction=0.1, categoryBits=_ALL_BITS, maskBits=_ALL_BITS)
+            self._world.CreateStaticBody(position=(CENTER_X + x, CENTER_Y + y), fixtures=fixture)
 
-    def _static(self, position: tuple[float, float], shape: Any) -> None:
-        fixture = Box2D.b2FixtureDef(shape=shape, friction=0.1, categoryBits=_ALL_BITS, maskBits=_ALL_BITS)
-        self._world.CreateStaticBody(position=position, fixtures=fixture)
-
-    def _build_goal(self, sign: int) -> Any:
+    def _build_goal(self, sign: int) -> None:
         """A sensor for the puck, and what keeps rackets out."""
         shape = Box2D.b2PolygonShape(box=GOAL_HALF)
         sensor = Box2D.b2FixtureDef(shape=shape, isSensor=True, friction=0.1, categoryBits=_RACKET_BITS, maskBits=_PUCK_BITS)
         solid = Box2D.b2FixtureDef(shape=shape, friction=0.1, categoryBits=_RACKET_BITS, maskBits=_RACKET_BITS)
-        return self._world.CreateStaticBody(
-            position=(CENTER_X + sign * GOAL_X, CENTER_Y), fixtures=[sensor, solid], userData=("goal", sign)
-        )
+        self._world.CreateStaticBody(position=(CENTER_X + sign * GOAL_X, CENTER_Y), fixtures=[sensor, solid], userData=("goal", sign))
 
     def _build_racket(self, sign: int) -> Any:
         shape = Box2D.b2PolygonShape(vertices=[(sign * x, y) for x, y in RACKET])
