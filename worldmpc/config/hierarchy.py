@@ -38,8 +38,10 @@ class ManagerConfig:
 
     goal_interval: int = key(10, "decisions between two goals; also the least length of replayed windows")
     hidden_dim: int | None = key(None, "hidden width; null: that of the world model")
-    ent_coef: float | None = key(None, "weight of the entropy of the goals chosen; null: adapted such that it stays at ent_target")
-    ent_target: float = key(0.5, "adapted ent_coef: share of the most that this entropy can be")
+    ent_coef: float | None = key(
+        None, "weight of the entropy of the goals chosen; null: adapted such that it does not fall below ent_target"
+    )
+    ent_target: float = key(0.5, "adapted ent_coef: share of the most that this entropy can be, below which it is not to fall")
     lr: float = key(3e-4, "learning rate")
     gamma: float = key(0.99, "discount per goal")
     lam: float = key(0.95, "lambda of the returns over goals")

@@ -99,20 +99,19 @@ class HierarchyLearner:
         _, skip = self.descent.step("goals", loss, torch.zeros_like(self.descent.skipped))
         lost = metrics["goal_vae/recon_loss"] - metrics["goal_vae/latent_entropy"]
         self.hierarchy.goals.adapt(metrics["goal_vae/kl"], lost, skip)
+        goal = losses.choose_goals(self.config.worker, self.hierarchy.goals, self.model, batch, steps, noise)
         if self.hierarchy.worker is not None:
-            found, skip = self._work(batch, z, noise, skip)
+            found, skip = self._work(batch, z, goal, noise, skip)
             metrics |= found
         else:
-            goal = losses.choose_goals(self.config.worker, self.hierarchy.goals, self.model, batch, steps, noise)
             share = batch.mask[:steps] / batch.mask[:steps].sum().clamp(min=1)
             metrics["worker/goal_reward"] = (self.hierarchy.similarity(z[1:], goal) * share).sum()
         self.descent.skipped += skip
         return metrics
 
-    def _work(self, batch: SequenceBatch, z: Tensor, noise: Noise, skip: Tensor) -> tuple[Metrics, Tensor]:
+    def _work(self, batch: SequenceBatch, z: Tensor, goal: Tensor, noise: Noise, skip: Tensor) -> tuple[Metrics, Tensor]:
         worker, steps, tau = self.hierarchy.worker, self.config.window, self.config.loss.tau
         assert worker is not None
-        goal = losses.choose_goals(self.config.worker, self.hierarchy.goals, self.model, batch, steps, noise)
         own = losses.WorkerBatch(
             with_goal(z[:-1], goal), batch.action[:steps], with_goal(z[1:], goal), batch.terminated[:steps], batch.mask[:steps]
         )
