@@ -35,6 +35,14 @@ Mode = Literal["explore", "eval", "prior"]
 """``prior`` acts with the mean of the policy prior, without planning."""
 
 
+class Seat(NamedTuple):
+    """What one of two players sees and does."""
+
+    obs_shape: tuple[int, ...]
+    action_dim: int
+    discrete: bool = False
+
+
 @dataclass(frozen=True)
 class EnvSpec:
     """What an environment tells the rest of the house about itself."""
@@ -50,6 +58,10 @@ class EnvSpec:
     obs_dtype: torch.dtype = torch.float32
     discrete: bool = False
     """Actions are choices among ``action_dim``: one-hot vectors everywhere, also in the replay."""
+    seats: tuple[Seat, Seat] | None = None
+    """Of a game whose observations and actions are those of two players beside each other; nobody acts in it alone."""
+    other: Seat | None = None
+    """Who else acts, where observations and actions are those of one of two players."""
 
 
 class EnvStep(NamedTuple):
@@ -68,6 +80,7 @@ class EnvStep(NamedTuple):
     obs: Tensor  # [E, *O]
     valid: Tensor  # [E] bool
     success: Tensor  # [E] float, NaN where the environment reports none
+    extras: dict[str, Tensor] = {}  # name -> [E, ...], for the replay; of games what the other player saw and did
 
 
 class Transition(NamedTuple):

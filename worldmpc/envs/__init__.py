@@ -1,7 +1,8 @@
 """Environments: from a task name, or the user's own environment, to a :class:`VecEnv`.
 
 A suite is a module with three functions: ``list_names() -> list[str]``, ``resolve(name) -> canonical name`` (ConfigError where
-unknown) and ``make(name, *, index, unlimited, render) -> SuiteEnv``. Suites are imported when first used; ``SUITES`` may be extended.
+unknown) and ``make(name, *, index, unlimited, render) -> SuiteEnv``; ``DEFAULT`` is the name that the suite alone stands for, where it has
+one. Suites are imported when first used; ``SUITES`` may be extended.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ SUITES: dict[str, str] = {
     "toy": "worldmpc.envs.toy:make",
     "maze": "worldmpc.envs.maze:make",
     "hockey": "worldmpc.envs.hockey:make",
+    "pettingzoo": "worldmpc.envs.pettingzoo:make",
 }
 """Suite -> ``module:function`` that makes its environments; the module also has ``list_names`` and ``resolve``."""
 
@@ -64,7 +66,9 @@ def canonical_task(task: str) -> str:
         ConfigError: unknown suite or task; the message has the nearest names.
     """
     suite, slash, name = task.partition("/")
-    if not slash:
+    if not slash and suite in SUITES and hasattr(_suite(suite), "DEFAULT"):
+        name = _suite(suite).DEFAULT
+    elif not slash:
         suite, name = _guess_suite(task), task
     if suite not in SUITES:
         near = difflib.get_close_matches(suite, SUITES, n=1)
@@ -194,8 +198,14 @@ def _make_unguarded(task: str | Env | Callable[[], Env], config: EnvConfig, *, r
         function = getattr(_suite(suite), SUITES[suite].partition(":")[2])
         return function(name, index=index, unlimited=config.episode_length is not None, render=render)
     env: Any = task if isinstance(task, gymnasium.Env) else task()
+    if not isinstance(env, gymnasium.Env) and hasattr(env, "possible_agents"):
+        from worldmpc.envs.two_player import JointEnv  # brings PettingZoo with it
+
+        env = JointEnv(env)
+        return SuiteEnv(env, env.name, None)
     if not isinstance(env, gymnasium.Env):
-        raise ConfigError(f"task: expected the function to return a gymnasium.Env, got {type(env).__name__}")
+        kinds = "a gymnasium.Env, or a PettingZoo parallel environment of two players"
+        raise ConfigError(f"task: expected the function to return {kinds}, got {type(env).__name__}")
     return SuiteEnv(env, type(env.unwrapped).__name__, own_step_limit(env))
 
 

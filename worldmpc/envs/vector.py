@@ -17,7 +17,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from torch import Tensor
 
 from worldmpc.config import EnvConfig
-from worldmpc.envs.workers import LocalEnvs, WorkerEnvs
+from worldmpc.envs.workers import LocalEnvs, Options, WorkerEnvs
 from worldmpc.envs.wrappers import SUCCESS_KEYS, EnvError
 from worldmpc.types import EnvSpec, EnvStep
 
@@ -60,6 +60,8 @@ class VecEnv:
         self._seed = seed
         self.begun = 0
         """How often all environments have begun new episodes together."""
+        self.options: Callable[[int], Options] = lambda env: None
+        """Asked, with the environment's number, for what its next episode is begun with; only ours are."""
         self._may_render = may_render
         self._closed = False
         self._obs: Tensor | None = None
@@ -69,6 +71,7 @@ class VecEnv:
         self._unknown = np.full(self.num_envs, np.nan, np.float32)
         self._rows = np.arange(self.num_envs)
         self._episode = np.full(self.num_envs, -1, np.int64)
+        self._options: list[Options] = [None] * self.num_envs
         self._steps = np.zeros(self.num_envs, np.int64)
         self._log = np.zeros((self.num_envs, (spec.episode_length or 256) if self._own else 0, spec.action_dim), np.float32)
         mode = AutoresetMode.DISABLED
@@ -234,10 +237,10 @@ class VecEnv:
         """Close."""
         self.close()
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what :meth:`load_state_dict` needs to come back to this very decision.
 
-        seed [], episode [E], steps [E] (all int64), actions [E, longest running episode, A] and obs [E, *O] (float32).
+        seed [], episode [E], steps [E] (all int64), actions [E, longest running episode, A], obs [E, *O] (float32), options [E].
 
         Raises:
             RuntimeError: a step is under way.
@@ -251,9 +254,10 @@ class VecEnv:
             "steps": torch.from_numpy(self._steps.copy()),
             "actions": torch.from_numpy(self._log[:, :longest].copy()),
             "obs": obs,
+            "options": list(self._options),
         }
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> bool:
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
         """Come back to a saved decision by playing the running episodes again from their seeds.
 
         Returns True where the observations reached equal the saved ones bit by bit. Otherwise (an environment that is not
@@ -272,6 +276,7 @@ class VecEnv:
             raise ValueError(f"{self.spec.name}: the saved state has observations and action dimensions {found}, expected {expected}")
         self._seed = int(state["seed"])
         self._episode = state["episode"].cpu().numpy().copy()
+        self._options = list(state.get("options", [None] * self.num_envs))  # not in states of older versions
         self._pending[:] = False
         self._torn = True
         if (self._episode < 0).all():
@@ -287,7 +292,7 @@ class VecEnv:
         self._reset_all()
         return False
 
-    def _replay(self, state: Mapping[str, Tensor]) -> str | None:
+    def _replay(self, state: Mapping[str, Any]) -> str | None:
         """Play the running episodes again; return why that failed, or None."""
         own = self._own
         if own is None:
@@ -296,7 +301,7 @@ class VecEnv:
         saved = state["actions"].cpu().numpy()
         seeds = [episode_seed(self._seed, env, int(episode)) for env, episode in enumerate(self._episode)]
         actions = [saved[env, :count] for env, count in enumerate(steps)]
-        reached = self._call("replay", lambda: own.replay(seeds, actions))
+        reached = self._call("replay", lambda: own.replay(seeds, actions, self._options))
         for index, (obs, expected) in enumerate(zip(reached, state["obs"].cpu().numpy(), strict=True)):
             if isinstance(obs, str):
                 return f"environment {index}: {obs}"
@@ -325,7 +330,8 @@ class VecEnv:
         env = self._env
         if isinstance(env, OwnEnvs):
             seeds = [episode_seed(self._seed, index, episode[index]) if which[index] else None for index in range(self.num_envs)]
-            result = self._call("reset", lambda: env.reset(seeds))
+            self._options = [self.options(index) if which[index] else now for index, now in enumerate(self._options)]
+            result = self._call("reset", lambda: env.reset(seeds, self._options))
         else:
             # Foreign vector environments need not know lists of seeds; one number is the part of the interface that all have.
             everywhere = bool(which.all())

@@ -29,6 +29,8 @@ EnvFunction = Callable[[], GuardedEnv]
 VectorStep = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 """Observations [E, *O] float32, rewards [E] float64, terminated [E], truncated [E], and as info ``success`` [E] float32, NaN where
 an environment reports none. All are views of the rows, which the next step or reset overwrites."""
+Options = dict[str, Any] | None
+"""What an episode is begun with besides its seed, as gymnasium's ``reset`` takes it."""
 
 OWNER_INTERVAL = 1.0
 """Seconds between two looks of a worker at whether its owner lives."""
@@ -75,16 +77,16 @@ class LocalEnvs:
         self.num_envs = len(self.envs)
         self._action, self._result = self._rows["action"], _views(self._rows)
 
-    def reset(self, seeds: Sequence[int | None]) -> np.ndarray:
-        """Begin an episode with its seed in every environment that has one, and return all observations, [E, *O].
+    def reset(self, seeds: Sequence[int | None], options: Sequence[Options]) -> np.ndarray:
+        """Begin an episode with its seed and options in every environment that has a seed, and return all observations, [E, *O].
 
         Raises:
             EnvError: an environment raised an error.
         """
         obs = self._result[0]
-        for index, (env, seed) in enumerate(zip(self.envs, seeds, strict=True)):
+        for index, (env, seed, own) in enumerate(zip(self.envs, seeds, options, strict=True)):
             if seed is not None:
-                obs[index] = env.reset(seed=seed)[0]
+                obs[index] = env.reset(seed=seed, options=own)[0]
         return obs
 
     def step_async(self, action: np.ndarray) -> None:
@@ -104,9 +106,9 @@ class LocalEnvs:
             success[index] = own.get("success", np.nan)
         return self._result
 
-    def replay(self, seeds: Sequence[int], actions: Sequence[np.ndarray]) -> list[np.ndarray | str]:
-        """Play episodes again: seeds [E], E arrays [steps, A] -> per environment what :meth:`GuardedEnv.replay` returns."""
-        return [env.replay(seed, taken) for env, seed, taken in zip(self.envs, seeds, actions, strict=True)]
+    def replay(self, seeds: Sequence[int], actions: Sequence[np.ndarray], options: Sequence[Options]) -> list[np.ndarray | str]:
+        """Play episodes again: seeds [E], E arrays [steps, A], options [E] -> per environment what :meth:`GuardedEnv.replay` returns."""
+        return [env.replay(seed, taken, own) for env, seed, taken, own in zip(self.envs, seeds, actions, options, strict=True)]
 
     def render(self) -> list[Any]:
         """Return one frame per environment, [height, width, 3] uint8, or None where it gives none.
@@ -167,10 +169,10 @@ class WorkerEnvs:
             self.close()
             raise
 
-    def reset(self, seeds: Sequence[int | None]) -> np.ndarray:
+    def reset(self, seeds: Sequence[int | None], options: Sequence[Options]) -> np.ndarray:
         """As :meth:`LocalEnvs.reset`; EOFError or ConnectionError where a worker died."""
-        parts = [seeds[part] for part in self._parts]
-        self._ask("reset", [(part,) if any(seed is not None for seed in part) else None for part in parts])
+        parts = [(seeds[part], options[part]) for part in self._parts]
+        self._ask("reset", [part if any(seed is not None for seed in part[0]) else None for part in parts])
         self._answers()
         return self._result[0]
 
@@ -188,9 +190,9 @@ class WorkerEnvs:
         self._answers()
         return self._result
 
-    def replay(self, seeds: Sequence[int], actions: Sequence[np.ndarray]) -> list[np.ndarray | str]:
+    def replay(self, seeds: Sequence[int], actions: Sequence[np.ndarray], options: Sequence[Options]) -> list[np.ndarray | str]:
         """As :meth:`LocalEnvs.replay`; EOFError or ConnectionError where a worker died."""
-        self._ask("replay", [(seeds[part], actions[part]) for part in self._parts])
+        self._ask("replay", [(seeds[part], actions[part], options[part]) for part in self._parts])
         return [obs for answer in self._answers() for obs in answer]
 
     def render(self) -> list[Any]:

@@ -183,13 +183,13 @@ class GuardedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         except Exception as error:
             raise self._failure("render", error) from error
 
-    def replay(self, seed: int, actions: np.ndarray) -> np.ndarray | str:
-        """Reset, take actions [steps, A] float32 again, and return the observation reached, [O].
+    def replay(self, seed: int, actions: np.ndarray, options: dict[str, Any] | None = None) -> np.ndarray | str:
+        """Reset with seed and options, take actions [steps, A] float32 again, and return the observation reached, [O].
 
         Returns the reason as text where the episode could not be played again.
         """
         try:
-            obs, _ = self.env.reset(seed=seed)
+            obs, _ = self.env.reset(seed=seed, options=options)
             for number, action in enumerate(actions):
                 obs, _, terminated, truncated, _ = self.env.step(action)
                 if terminated or truncated:
@@ -242,6 +242,7 @@ def adapt(made: SuiteEnv, config: EnvConfig, *, seed: int | None = None, index: 
         action_repeat=repeat,
         can_terminate=made.can_terminate,
         discrete=discrete,
+        seats=getattr(made.env.unwrapped, "seats", None),
     )
     env: Env = OneHotAction(made.env) if discrete else RescaleAction(made.env)
     if repeat > 1:

@@ -1,7 +1,8 @@
 """Laser hockey: two players, a puck, two goals. Installed with ``pip install 'worldmpc[hockey]'``.
 
-``hockey/vs-weak`` and ``hockey/vs-strong`` play against a scripted opponent; ``-shooting`` or ``-defense`` behind it plays that training
-mode, and ``-discrete`` chooses among eight actions.
+``hockey/vs-weak`` and ``hockey/vs-strong`` play against a scripted opponent; in ``hockey/self-play``, which is ``hockey`` for short, two
+learn or play (:mod:`worldmpc.envs.two_player`). ``-shooting`` or ``-defense`` behind it plays that training mode, with ``-nokeep`` rackets
+do not catch the puck, and ``-discrete`` chooses among eight actions, seven without catching.
 """
 
 from __future__ import annotations
@@ -13,14 +14,21 @@ from typing import Any
 from worldmpc.config import ConfigError
 from worldmpc.envs.wrappers import SuiteEnv, nearest_name
 
-_OPPONENTS = {"vs-weak": "weak", "vs-strong": "strong"}
+DEFAULT = "self-play"
+_OPPONENTS = {"vs-weak": "weak", "vs-strong": "strong", "self-play": None}
 _MODES = {"": "NORMAL", "-shooting": "TRAIN_SHOOTING", "-defense": "TRAIN_DEFENSE"}
+_KEEP = {"": True, "-nokeep": False}
 _ACTIONS = {"": False, "-discrete": True}
 TASKS: dict[str, dict[str, Any]] = {
-    f"{opponent}{mode}{action}": {"opponent": _OPPONENTS[opponent], "mode": _MODES[mode], "discrete": _ACTIONS[action]}
-    for opponent, mode, action in itertools.product(_OPPONENTS, _MODES, _ACTIONS)
+    f"{opponent}{mode}{keep}{action}": {
+        "opponent": _OPPONENTS[opponent],
+        "mode": _MODES[mode],
+        "keep_mode": _KEEP[keep],
+        "discrete": _ACTIONS[action],
+    }
+    for opponent, mode, keep, action in itertools.product(_OPPONENTS, _MODES, _KEEP, _ACTIONS)
 }
-"""Name -> what :class:`~worldmpc.envs.hockey.env.HockeyEnv` is made with."""
+"""Name -> what :class:`~worldmpc.envs.hockey.env.HockeyEnv` is made with; without an opponent the other of both environments."""
 
 
 def list_names() -> list[str]:
@@ -46,7 +54,14 @@ def make(name: str, *, index: int = 0, unlimited: bool = False, render: bool = F
     missing = [package for package in ("Box2D", "pettingzoo", *(["pygame"] if render else [])) if importlib.util.find_spec(package) is None]
     if missing:
         raise ConfigError(f"hockey needs {', '.join(missing)}; install with: pip install 'worldmpc[hockey]'")
-    from worldmpc.envs.hockey.env import HockeyEnv
+    from worldmpc.envs.hockey.env import HockeyEnv, HockeyParallelEnv
 
-    env = HockeyEnv(**TASKS[name], timed=not unlimited, render_mode="rgb_array" if render else None)
-    return SuiteEnv(env, f"hockey/{name}", None if unlimited else env.game.limit + 1)
+    rules = {**TASKS[name], "timed": not unlimited, "render_mode": "rgb_array" if render else None}
+    if rules["opponent"] is not None:
+        env = HockeyEnv(**rules)
+        return SuiteEnv(env, f"hockey/{name}", None if unlimited else env.game.limit + 1)
+    from worldmpc.envs.two_player import JointEnv
+
+    del rules["opponent"]
+    game = HockeyParallelEnv(**rules)
+    return SuiteEnv(JointEnv(game, name=f"hockey/{name}"), f"hockey/{name}", None if unlimited else game.game.limit + 1)

@@ -104,9 +104,11 @@ class Rink:
         self.puck: Any = None
 
     def place(self, state: RinkState) -> None:
-        """Put rackets and puck, made anew, where they are to be, and forget goals."""
-        for body in [*self.players, *([self.puck] if self.puck is not None else [])]:
-            self._world.DestroyBody(body)
+        """Put rackets and puck where they are to be, in a world made anew, and forget goals.
+
+        A world that was played in finds contacts in another order, and a game played again would differ in the last digits.
+        """
+        self._build()
         self.players = [self._build_racket(sign) for sign in (1, -1)]
         self.puck = self._build_puck()
         self.winner, self._thrown = 0, None
