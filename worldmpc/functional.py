@@ -88,6 +88,17 @@ def tree_fill(tree: TreeT, tensors: Sequence[Tensor]) -> TreeT:
     return tree_map(lambda _: next(given), tree)
 
 
+def tree_rows(tree: TreeT, where: Tensor) -> TreeT:
+    """Return some rows of all tensors of a tree: [E, ...] and numbers [n] -> [n, ...]."""
+    return tree_map(lambda tensor: tensor[where.to(tensor.device)], tree)
+
+
+def tree_put(tree: TreeT, where: Tensor, rows: TreeT) -> TreeT:
+    """Return a tree [E, ...] with other rows [n, ...] at the places of numbers [n]."""
+    pairs = zip(tree_tensors(tree), tree_tensors(rows), strict=True)
+    return tree_fill(tree, [old.index_copy(0, where.to(old.device), new.to(old)) for old, new in pairs])
+
+
 def parameter_table(module: nn.Module) -> list[tuple[str, int]]:
     """Return (component, learned parameters) rows, the last one the total."""
     rows = [

@@ -43,6 +43,15 @@ class Seat(NamedTuple):
     discrete: bool = False
 
 
+class Mirror(NamedTuple):
+    """A symmetry of a task: what changes sign, or place, where the world is reflected."""
+
+    obs_signs: tuple[int, ...]
+    action_signs: tuple[int, ...]
+    action_order: tuple[int, ...]
+    """Entry of the action that comes to each place, before signs."""
+
+
 @dataclass(frozen=True)
 class EnvSpec:
     """What an environment tells the rest of the house about itself."""
@@ -62,6 +71,8 @@ class EnvSpec:
     """Of a game whose observations and actions are those of two players beside each other; nobody acts in it alone."""
     other: Seat | None = None
     """Who else acts, where observations and actions are those of one of two players."""
+    mirror: Mirror | None = None
+    """The task's symmetry, where it has one; of both players alike."""
 
 
 class EnvStep(NamedTuple):

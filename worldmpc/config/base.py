@@ -24,9 +24,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for name, value in over.items():
         old = result.get(name)
-        if isinstance(old, Mapping) and isinstance(value, str):
+        if isinstance(old, Mapping) and isinstance(value, str | list | tuple):
             value = {"name": value}
-        if isinstance(old, str) and isinstance(value, Mapping):
+        if isinstance(old, str | list | tuple) and isinstance(value, Mapping):
             old = {"name": old}
         result[name] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
@@ -70,7 +70,7 @@ def build(cls: type, data: Mapping[str, Any], unknown: Callable[[str], ConfigErr
             raise unknown(dotted)
         kind = kinds[name]
         if dataclasses.is_dataclass(kind):
-            if isinstance(value, str) and "name" in hints(typing.cast(type, kind)):
+            if isinstance(value, str | list | tuple) and "name" in hints(typing.cast(type, kind)):
                 value = {"name": value}
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{dotted}: expected keys below it, as in {dotted}.<key>=<value>, got {value!r}")
@@ -106,6 +106,8 @@ def _convert(value: Any, kind: Any, dotted: str) -> Any:
     if kind is str and isinstance(value, int):
         return str(value)
     if origin is tuple:
+        if isinstance(value, str) and dotted.endswith(".name"):
+            value = [value]
         if not isinstance(value, Sequence) or isinstance(value, str):
             words = [word for part in typing.get_args(arguments[0]) for word in typing.get_args(part)]
             raise ConfigError(f"{dotted}: expected a list, as in {dotted}=[{f'{words[0]},0.97' if words else '1,2,3'}], got {value!r}")

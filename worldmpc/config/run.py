@@ -26,6 +26,7 @@ from worldmpc.config.sections import (
     MBMPCConfig,
     ModelConfig,
     MultiGammaConfig,
+    OpponentsConfig,
     OptimConfig,
     PlannerConfig,
     PolicyConfig,
@@ -72,6 +73,7 @@ class RunConfig:
     run_dir: str | None = key(None, "where the run writes; null: runs/<task>/<label or agent>-<preset>-seed<seed>")
     resume: str = key("never", "never: start a fresh run; auto: continue the newest checkpoint of this run, if any; or a checkpoint's path")
     env: EnvConfig = field(default_factory=EnvConfig)
+    opponents: OpponentsConfig = field(default_factory=OpponentsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)

@@ -184,6 +184,32 @@ class TD3Config:
 
 
 @dataclass(frozen=True)
+class OpponentsConfig:
+    """Whom a two-player task is played against."""
+
+    name: tuple[str, ...] = key(
+        ("self_play",),
+        "opponents=weak, [weak,strong], a checkpoint's or run's path, TYPE:path, self_play (snapshots of the learner), or a curriculum file "
+        "(.json, .yaml)",
+    )
+    weights: tuple[float, ...] = key((), "how often each of them is chosen; empty: alike")
+    choose: Literal["weighted", "pfsp"] = key(
+        "weighted", "per game: by weights, or by weight times p (1 - p) of the running score p, so that open games come most"
+    )
+    snapshot_every: int = key(20_000, "self_play: decisions between snapshots")
+    snapshots: int = key(10, "self_play: newest snapshots that are played against")
+    mode: Literal["eval", "prior"] = key(
+        "eval", "how opponents that plan act: eval: as in evaluations; prior: by their policy alone, faster"
+    )
+    win_bonus: float = key(
+        0.0, "reward added to the steps of won games at sampling, discounted from their end; a curriculum says it itself"
+    )
+    win_bonus_final: float = key(0.0, "what win_bonus falls to")
+    win_bonus_games: int = key(2_000, "games within which it does, linearly")
+    win_discount: float = key(0.92, "discount of win_bonus per step")
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Objective."""
 
@@ -290,6 +316,7 @@ class ReplayConfig:
         "padded", "padded: windows may run past an episode's end, masked there; inside: only whole windows (published)"
     )
     storage_device: str = key("auto", "where the replay lives; auto: the training device")
+    mirror: bool = key(False, "mirror half of the windows of every update, where the task has a symmetry, as hockey")
 
 
 @dataclass(frozen=True)
@@ -313,6 +340,9 @@ class EvalConfig:
 
     episodes: int = key(10, "episodes per evaluation, on environments of their own")
     prior: bool = key(True, "also evaluate the policy prior without planning")
+    opponents: tuple[str, ...] = key(
+        (), "two players: whom evaluations play, episodes games against each; empty: the opponents that training names, of hockey the bots"
+    )
     video: bool = key(True, "record an mp4 of the final agent")
 
 

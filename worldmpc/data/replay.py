@@ -27,7 +27,8 @@ class Replay:
     episode ends, that row stays: last observation, action and reward 0. A window of ``T`` steps from row ``i`` is
     therefore rows ``i .. i+T``, and padding is that last row repeated.
 
-    Two tensors hold everything: observations, and ``[action | reward | terminated | truncated | extras]``.
+    Two tensors hold everything: observations, and ``[action | reward | terminated | truncated | extras]``. Of extras called ``winner``
+    and ``left`` the last step of an episode decides for all of its steps: who has won, and how many steps are left behind each; NaN before.
     One more row than needed takes the writes that must go nowhere (steps that are not valid, padding).
     Counters and end-of-episode flags live on the host, where they come from: nothing here waits for a GPU.
     """
@@ -161,12 +162,23 @@ class Replay:
         self._episode_length += valid
         for index in self._indexes.values():
             index.advance(position, self._episode_length, valid, done)
+        if "winner" in self.extras and np.count_nonzero(done & valid):
+            self._label(step, done & valid)
         self._end[valid] = position[valid] + 2
         self._head = position + valid
         if np.count_nonzero(done):
             ended = done & valid
             self._head += ended
             self._episode_length[ended] = 0
+
+    def clear(self) -> None:
+        """Forget all steps, and begin new episodes."""
+        self._flags[:] = 0
+        for counter in (self._head, self._end, self._episode_length):
+            counter[:] = 0
+        self._stored = 0
+        for index in self._indexes.values():
+            index.rebuild(self._flags, self._end)
 
     def cut(self) -> None:
         """End all running episodes where they are, as if truncated: what is added next begins new ones."""
@@ -350,6 +362,16 @@ class Replay:
                 place.fill_(value)
         self._data.index_copy_(0, where, self._stage)
 
+    def _label(self, step: Transition, ended: Bools) -> None:
+        """Write to all steps of episodes that end with this one who has won, and how many steps are left behind each."""
+        for env in np.flatnonzero(ended).tolist():
+            length = min(int(self._episode_length[env]), self.rows)
+            rows = self._base[env] + (self._head[env] - np.arange(length)) % self.rows
+            where = torch.from_numpy(rows).to(self.storage_device)
+            left = torch.arange(length, dtype=torch.float32, device=self.storage_device)
+            self._data[where, self._columns["left"].start] = left
+            self._data[where, self._columns["winner"].start] = step.extras["winner"][env].to(self._data)
+
     def _check(self, step: Transition) -> None:
         """Refuse shapes that would otherwise broadcast, and observations that would silently lose their fraction."""
         envs = self.num_envs
@@ -405,6 +427,8 @@ def make_replay(
 ) -> Replay:
     """Return the replay that a run's configuration asks for: windows of ``horizon`` steps of environments of this kind.
 
+    Of games it also keeps what the other player saw and did, who that was, and who won (:func:`joint_records`).
+
     Raises:
         ConfigError: see :class:`Replay`.
     """
@@ -416,10 +440,22 @@ def make_replay(
         horizon,
         windows=config.replay.windows,
         obs_dtype=spec.obs_dtype,
-        extras=extras,
+        extras={**joint_records(spec), **(extras or {})},
         device=device,
         storage_device=config.replay.storage_device,
     )
+
+
+def joint_records(spec: EnvSpec) -> dict[str, tuple[int, ...]]:
+    """Return what is kept of every step of a game besides the player's own part, name -> shape; nothing where there is no other player.
+
+    ``other_obs`` and ``other_action`` are the other player's view and action, ``opponent`` its number, ``winner`` (1, -1, 0) and ``left``
+    (steps behind this one) are known once the game has ended.
+    """
+    if spec.other is None:
+        return {}
+    shapes = {"other_obs": spec.other.obs_shape, "other_action": (spec.other.action_dim,)}
+    return {**shapes, "opponent": (), "winner": (), "left": ()}
 
 
 def _reserve(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worldmpc.config import ConfigError, exact_ratio, updates_worth
 from worldmpc.data.replay import Replay
+from worldmpc.data.shaping import Transform
 from worldmpc.types import Batch, SequenceBatch, Transition
 
 
@@ -59,6 +60,8 @@ class ReplaySource:
         self.seed_decisions = seed_decisions
         self.generator = generator
         self.convert, self.draw, self.refresh = convert, draw, refresh
+        self.transforms: list[Transform] = []
+        """What is made of the windows of every update, in this order, before they are converted."""
         self.decisions = 0
         self.updates = 0
         self.resume_at = 0
@@ -114,6 +117,8 @@ class ReplaySource:
         self.updates += 1
         if self.refresh is not None:
             batch = self.refresh(batch, self.updates)
+        for transform in self.transforms:
+            batch = transform(batch)
         return batch if self.convert is None else self.convert(batch)
 
     def describe(self) -> str:

@@ -11,7 +11,7 @@ from gymnasium.spaces import Box, Discrete, Space
 from pettingzoo import ParallelEnv
 
 from worldmpc.config import ConfigError
-from worldmpc.types import Seat
+from worldmpc.types import Mirror, Seat
 
 
 class JointEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -44,6 +44,7 @@ class JointEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._first_seat = seat
         self._take_seat(seat)
         self.seats: tuple[Seat, Seat] = (self._own.seat, self._other.seat)
+        self.mirror: Mirror | None = getattr(env, "mirror", None)
         low = np.concatenate([self._own.low, self._other.low])
         high = np.concatenate([self._own.high, self._other.high])
         self.observation_space = Box(low, high, dtype=np.float32)

@@ -66,6 +66,7 @@ class VecEnv:
         self._closed = False
         self._obs: Tensor | None = None
         self._action: np.ndarray | None = None  # of the step under way
+        self._active: np.ndarray | None = None  # of that step; None: all
         self._torn = False  # from the beginning of a reset or step to its end
         self._pending = np.zeros(self.num_envs, bool)  # NEXT_STEP only: the next call resets this environment
         self._unknown = np.full(self.num_envs, np.nan, np.float32)
@@ -73,7 +74,8 @@ class VecEnv:
         self._episode = np.full(self.num_envs, -1, np.int64)
         self._options: list[Options] = [None] * self.num_envs
         self._steps = np.zeros(self.num_envs, np.int64)
-        self._log = np.zeros((self.num_envs, (spec.episode_length or 256) if self._own else 0, spec.action_dim), np.float32)
+        longest = (spec.episode_length or 256) * (spec.action_repeat if spec.seats else 1)
+        self._log = np.zeros((self.num_envs, longest if self._own else 0, spec.action_dim), np.float32)
         mode = AutoresetMode.DISABLED
         if not isinstance(env, OwnEnvs):
             space = env.single_action_space
@@ -127,8 +129,10 @@ class VecEnv:
         self.step_async(action)
         return self.step_wait()
 
-    def step_async(self, action: Tensor) -> None:
+    def step_async(self, action: Tensor, active: Tensor | None = None) -> None:
         """Begin a step with actions [E, A], which may be written to afterwards; :meth:`step_wait` finishes it.
+
+        Where ``active`` [E] is False an environment of ours stays as it is: its step is not ``valid``, with reward 0.
 
         Worker processes (``env.workers=async``, or a gymnasium AsyncVectorEnv) step from now on, in parallel to whatever the caller
         does. All other environments step within :meth:`step_wait`: a thread would take turns with the caller's Python code anyway,
@@ -152,7 +156,10 @@ class VecEnv:
             self._reject(array, "the agent produced a non-finite action for environment {index}")
         self._torn = True
         env = self._env
-        if isinstance(env, OwnEnvs | AsyncVectorEnv):
+        self._active = None if active is None or bool(active.all()) else active.numpy().copy()
+        if isinstance(env, OwnEnvs):
+            self._call("step", lambda: env.step_async(array, None if self._active is None else self._active.tolist()))
+        elif isinstance(env, AsyncVectorEnv):
             self._call("step", lambda: env.step_async(self._to_env(array)))
         self._action = array
 
@@ -174,9 +181,15 @@ class VecEnv:
         next_obs = np.array(result, np.float32)
         reward = np.array(reward, np.float32)
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+        still = None if self._active is None else ~self._active
+        if still is not None:
+            assert self._obs is not None
+            next_obs[still], reward[still], terminated[still], truncated[still] = self._obs.numpy()[still], 0.0, False, False
         if not _finite(reward):
             self._reject(reward, "environment {index} returned a non-finite reward")
         next_obs, obs, valid, success, begun = self._finish(next_obs, reward, terminated, truncated, info)
+        if still is not None:
+            valid, success = valid & ~still, np.where(still, np.float32(np.nan), success)
         for values in (next_obs,) if obs is next_obs else (next_obs, obs):
             if not _finite(values):
                 self._reject(values, "environment {index} returned a non-finite observation")
@@ -397,7 +410,7 @@ class VecEnv:
     def _record(self, action: np.ndarray) -> None:
         self._reserve(int(self._steps.max()) + 1)
         self._log[self._rows, self._steps] = action
-        self._steps += 1
+        self._steps += 1 if self._active is None else self._active
 
     def _reserve(self, length: int) -> None:
         if length > self._log.shape[1]:

@@ -76,6 +76,7 @@ class LocalEnvs:
             raise
         self.num_envs = len(self.envs)
         self._action, self._result = self._rows["action"], _views(self._rows)
+        self._active: Sequence[bool] | None = None
 
     def reset(self, seeds: Sequence[int | None], options: Sequence[Options]) -> np.ndarray:
         """Begin an episode with its seed and options in every environment that has a seed, and return all observations, [E, *O].
@@ -89,19 +90,22 @@ class LocalEnvs:
                 obs[index] = env.reset(seed=seed, options=own)[0]
         return obs
 
-    def step_async(self, action: np.ndarray) -> None:
-        """Take actions [E, A] for the step that :meth:`step_wait` does."""
+    def step_async(self, action: np.ndarray, active: Sequence[bool] | None = None) -> None:
+        """Take actions [E, A] for the step that :meth:`step_wait` does, in all environments or in the ``active`` ones [E]."""
         self._action[:] = action
+        self._active = active
 
-    def step_wait(self) -> VectorStep:
-        """Step every environment.
+    def step_wait(self, active: Sequence[bool] | None = None) -> VectorStep:
+        """Step every environment, or the active ones; of the others the rows hold what they did.
 
         Raises:
             EnvError: an environment raised an error.
         """
         obs, reward, terminated, truncated, info = self._result
-        success = info["success"]
+        success, active = info["success"], self._active if active is None else active
         for index, (env, action) in enumerate(zip(self.envs, self._action, strict=True)):
+            if active is not None and not active[index]:
+                continue
             obs[index], reward[index], terminated[index], truncated[index], own = env.step(action)
             success[index] = own.get("success", np.nan)
         return self._result
@@ -176,14 +180,14 @@ class WorkerEnvs:
         self._answers()
         return self._result[0]
 
-    def step_async(self, action: np.ndarray) -> None:
-        """Begin a step of every environment with actions [E, A], and return at once.
+    def step_async(self, action: np.ndarray, active: Sequence[bool] | None = None) -> None:
+        """Begin a step of every environment, or of the ``active`` ones [E], with actions [E, A], and return at once.
 
         Raises:
             ConnectionError: a worker died.
         """
         self._action[:] = action
-        self._ask("step_wait", [()] * len(self._parts))
+        self._ask("step_wait", [() if active is None else (active[part],) for part in self._parts])
 
     def step_wait(self) -> VectorStep:
         """As :meth:`LocalEnvs.step_wait`; EOFError or ConnectionError where a worker died."""

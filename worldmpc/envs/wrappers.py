@@ -225,7 +225,7 @@ def adapt(made: SuiteEnv, config: EnvConfig, *, seed: int | None = None, index: 
     """Bring a suite's environment into the common form.
 
     The time limit is the shorter of the environment's own and ``config.episode_length`` (decisions); a suite that can lift its
-    own limit has done so before.
+    own limit has done so before. Actions of games are not repeated here, as only one of the players may do that.
 
     Raises:
         ConfigError: the observation or action space is not supported.
@@ -243,12 +243,13 @@ def adapt(made: SuiteEnv, config: EnvConfig, *, seed: int | None = None, index: 
         can_terminate=made.can_terminate,
         discrete=discrete,
         seats=getattr(made.env.unwrapped, "seats", None),
+        mirror=getattr(made.env.unwrapped, "mirror", None),
     )
     env: Env = OneHotAction(made.env) if discrete else RescaleAction(made.env)
-    if repeat > 1:
+    if repeat > 1 and spec.seats is None:  # of a game whoever seats the players repeats, as only one of them does
         env = ActionRepeat(env, repeat)
     if config.episode_length is not None:
-        env = TimeLimit(env, config.episode_length)
+        env = TimeLimit(env, config.episode_length * (repeat if spec.seats else 1))
     return GuardedEnv(FloatObservation(env), spec, seed=seed, index=index)
 
 

@@ -16,6 +16,7 @@ from worldmpc.config import ConfigError, EnvConfig
 from worldmpc.envs import Task, VecEnv, borrowed_envs
 from worldmpc.functional import tree_where
 from worldmpc.noise import derive_seed
+from worldmpc.opponents.games import GameResult
 from worldmpc.training.episodes import EpisodeTally
 from worldmpc.types import ActOutput, Agent, EnvStep, Mode
 
@@ -63,9 +64,11 @@ class EvalResult(NamedTuple):
     returns: list[float]
     lengths: list[int]
     success: list[float]
-    """1 or 0 per episode, NaN where the environment does not report success."""
+    """1 or 0 per episode, NaN where the environment does not report success; of games 1, 0.5 for a draw, or 0."""
     frames: list[np.ndarray]
     """Frames [height, width, 3] uint8 of the first environment's first episode, if asked for."""
+    games: dict[str, list[GameResult]] = {}
+    """Of a game of two the episodes by opponent."""
 
     @property
     def mean_return(self) -> float:

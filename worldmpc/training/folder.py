@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from worldmpc.config import ConfigError, RunConfig, merge, preset_values
-from worldmpc.envs import VecEnv
 from worldmpc.files import write_whole
+from worldmpc.opponents.match import Envs
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.training.checkpoint import CheckpointStore, check_same_architecture, load_checkpoint
 from worldmpc.training.logger import RunLogger
 from worldmpc.training.trainer import DivergenceError, TrainState, check_losses
-from worldmpc.types import EnvSpec
+from worldmpc.types import EnvSpec, Mirror, Seat
 
 FREE = ("steps", "eval_freq", "device", "threads", "compile", "cuda_graph", "seeds", "log", "checkpoint", "eval", "label")
 """Keys and groups that may change while ``resume=auto`` still takes a run for the same one."""
@@ -170,7 +170,7 @@ def restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, confi
         if _fixed(name):
             raise ConfigError(f"resume: {checkpoint} was made with {name}={before}, which cannot become {now}; begin a new run")
         logger.message(f"resume: {name} was {before!r}, is now {now!r}")
-    if {"discrete": False, **meta["spec"]} != spec_dict(state.envs.spec):
+    if {"discrete": False, "other": None, "mirror": None, **meta["spec"]} != spec_dict(state.envs.spec):
         raise ConfigError(f"resume: {checkpoint} was made with another environment: {meta['spec']}, now {spec_dict(state.envs.spec)}")
     if "replay" not in tree:
         logger.message(
@@ -217,10 +217,27 @@ def spec_dict(spec: EnvSpec) -> dict[str, Any]:
         "action_repeat": spec.action_repeat,
         "can_terminate": spec.can_terminate,
         "discrete": spec.discrete,
+        "other": None if spec.other is None else _plain(spec.other),
+        "mirror": None if spec.mirror is None else _plain(spec.mirror),
     }
 
 
-def write_meta(folder: Path, config: RunConfig, envs: VecEnv, checkpoint: Path | None, parameters: Mapping[str, int]) -> dict[str, Any]:
+def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
+    """Return the spec that :func:`spec_dict` made plain data of; states of older versions say less."""
+    other, mirror = saved.get("other"), saved.get("mirror")
+    given = {name: value for name, value in saved.items() if name not in ("other", "mirror")}
+    return EnvSpec(
+        **{**given, "obs_shape": tuple(saved["obs_shape"])},
+        other=None if other is None else Seat(**{**other, "obs_shape": tuple(other["obs_shape"])}),
+        mirror=None if mirror is None else Mirror(**{name: tuple(value) for name, value in mirror.items()}),
+    )
+
+
+def _plain(record: Seat | Mirror) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in record._asdict().items()}
+
+
+def write_meta(folder: Path, config: RunConfig, envs: Envs, checkpoint: Path | None, parameters: Mapping[str, int]) -> dict[str, Any]:
     """Write ``meta.json`` and ``config.json``; return what checkpoints hold of them."""
     meta = {
         "command": command_line(),

@@ -13,11 +13,14 @@ from torch import Tensor
 from worldmpc.data.source import ReplaySource
 from worldmpc.envs.vector import VecEnv
 from worldmpc.noise import NoiseStream, derive_seed
+from worldmpc.opponents.match import Match
+from worldmpc.opponents.pool import Pool
 from worldmpc.training.checkpoint import CheckpointStore
-from worldmpc.training.evaluator import Stopped, evaluate
+from worldmpc.training.evaluator import EvalResult, Stopped, evaluate
 from worldmpc.training.logger import RunLogger, Throughput
 from worldmpc.training.trainer import Every, TrainState, check_losses
-from worldmpc.types import Metrics
+from worldmpc.training.two_player import Fixtures, game_rows
+from worldmpc.types import Agent, Metrics, Mode
 
 
 class LogHook:
@@ -46,11 +49,36 @@ class LogHook:
         self.logger.log(_counters(state) | record)
 
 
+class GamesHook:
+    """Writes every game of training that ended, and empties the replay where a curriculum's next phase asks for it."""
+
+    def __init__(self, logger: RunLogger) -> None:
+        self.logger = logger
+
+    def __call__(self, state: TrainState, metrics: Metrics) -> None:
+        """Write the games of this step."""
+        assert isinstance(state.envs, Match)
+        for game in state.envs.finished:
+            self.logger.log_game({**_counters(state), "kind": "training", **game})
+        pool, source = state.envs.pool, state.source
+        if isinstance(pool, Pool) and pool.clears_replay and isinstance(source, ReplaySource):
+            self.logger.message(f"opponents: phase {pool.phase.name} begins with an empty replay")
+            source.replay.clear()
+            pool.clears_replay = False
+
+
 class EvalHook:
     """Evaluates the planner, and the policy prior alone, on environments of their own; remembers the best."""
 
     def __init__(
-        self, logger: RunLogger, throughput: Throughput, envs: VecEnv, every: int, episodes: int, prior: bool, until: float | None
+        self,
+        logger: RunLogger,
+        throughput: Throughput,
+        envs: VecEnv | Fixtures,
+        every: int,
+        episodes: int,
+        prior: bool,
+        until: float | None,
     ) -> None:
         self.logger, self.throughput, self.envs, self.every = logger, throughput, envs, Every(every)
         self.episodes, self.prior, self.until = episodes, prior, until
@@ -87,7 +115,7 @@ class EvalHook:
 
         with self.throughput.paused():
             begin = time.perf_counter()
-            result = evaluate(state.agent, self.envs, self.episodes, index=state.decisions, stop=stop)
+            result = self._play(state.agent, "eval", state.decisions, stop)
             row: dict[str, float | None] = {
                 "return_mean": result.mean_return,
                 "return_min": min(result.returns),
@@ -95,19 +123,24 @@ class EvalHook:
                 "return_std": float(np.std(result.returns)),
                 "length_mean": float(np.mean(result.lengths)),
                 "success": float(np.mean(result.success)),
-                "episodes": self.episodes,
+                "episodes": len(result.returns),
             }
             if self.prior and "prior" in state.agent.modes:
-                row["prior_return_mean"] = evaluate(
-                    state.agent, self.envs, self.episodes, mode="prior", index=state.decisions, stop=stop
-                ).mean_return
+                row["prior_return_mean"] = self._play(state.agent, "prior", state.decisions, stop).mean_return
             row["seconds"] = time.perf_counter() - begin
         counters = {name: value for name, value in _counters(state).items() if name != "episodes"}
         self.logger.log_eval(counters | row)
+        for series in game_rows(result):
+            self.logger.log_game({**counters, "kind": "evaluation", **series})
         self.last, self.evaluated_at = result.mean_return, state.decisions
         self.improved = result.mean_return > self.best
         self.best = max(self.best, result.mean_return)
         state.stop = state.stop or self.reached(state)
+
+    def _play(self, agent: Agent, mode: Mode, index: int, stop: Callable[[], bool]) -> EvalResult:
+        if isinstance(self.envs, Fixtures):
+            return self.envs.play(agent, self.episodes, mode=mode, index=index, stop=stop)
+        return evaluate(agent, self.envs, self.episodes, mode=mode, index=index, stop=stop)
 
 
 class SnapshotHook:

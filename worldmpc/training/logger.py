@@ -130,7 +130,9 @@ class RunLogger:
         self._metrics_path = self.run_dir / "metrics.jsonl"
         self._eval_path = self.run_dir / "eval.csv"
         self._snapshots_path = self.run_dir / "snapshots.jsonl"
+        self._games_path = self.run_dir / "games.jsonl"
         self._metrics: TextIO | None = None
+        self._games: TextIO | None = None
         self._snapshots: TextIO | None = None
         self._evals: TextIO | None = None
         self._writer: Any = None
@@ -165,6 +167,7 @@ class RunLogger:
         records = _keep_records(self._metrics_path, decisions)
         rows = _keep_evals(self._eval_path, decisions)
         _keep_records(self._snapshots_path, decisions)
+        _keep_records(self._games_path, decisions)
         self._display.remember(records[-1] if records else {})
         if rows:
             self._display.remember({f"eval/{name}": float(value) for name, value in rows[-1].items() if value})
@@ -233,6 +236,22 @@ class RunLogger:
         self._snapshots.write(json.dumps(record, allow_nan=False) + "\n")
         self._snapshots.flush()
 
+    def log_game(self, record: Mapping[str, Any]) -> None:
+        """Append a game of training, or a series of an evaluation, with its ``decisions`` to games.jsonl; the score goes to TensorBoard too.
+
+        Raises:
+            ValueError: there is no ``decisions``, or a number that is not finite.
+            FileExistsError: the folder holds an earlier run that is not being continued.
+        """
+        if "decisions" not in record:
+            raise ValueError("log_game: record without decisions")
+        if self._games is None:
+            self._games = self._open(self._games_path)
+        self._games.write(json.dumps(record, allow_nan=False) + "\n")
+        self._games.flush()
+        if "score" in record:
+            self._scalars({f"eval/score_{record['opponent']}": float(record["score"])}, int(record["env_steps"]))
+
     def message(self, text: str) -> None:
         """Show a line on the console, whatever the progress display."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -258,12 +277,12 @@ class RunLogger:
     def close(self) -> None:
         """Show the last state, and flush and close everything; further calls do nothing."""
         self._display.close()
-        for file in (self._metrics, self._evals, self._snapshots):
+        for file in (self._metrics, self._evals, self._snapshots, self._games):
             if file is not None:
                 file.close()
         if self._writer is not None:
             self._writer.close()
-        self._metrics = self._evals = self._snapshots = self._writer = None
+        self._metrics = self._evals = self._snapshots = self._games = self._writer = None
 
     def _open(self, path: Path) -> TextIO:
         if not self._continues and path.exists() and path.stat().st_size:

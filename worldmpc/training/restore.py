@@ -13,6 +13,7 @@ from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, RunConfig, merge
 from worldmpc.envs import Task, borrowed_envs, canonical_task
 from worldmpc.models.official import is_official, load_official
+from worldmpc.opponents.match import player_spec
 from worldmpc.runtime import resolve_device
 from worldmpc.training.checkpoint import (
     META,
@@ -23,6 +24,7 @@ from worldmpc.training.checkpoint import (
     load_checkpoint,
     verify_checkpoint,
 )
+from worldmpc.training.folder import spec_from
 from worldmpc.training.policy_store import TrainingCheckpointer
 from worldmpc.types import Agent, EnvSpec
 
@@ -99,7 +101,7 @@ def find_checkpoint(path: str | Path) -> Path:
 def task_spec(task: Task, config: RunConfig) -> EnvSpec:
     """Make one environment of a task, and return what it says about itself."""
     with borrowed_envs(task, dataclasses.replace(config.env, num_envs=1, workers="sync", num_workers=None), seed=config.seed) as envs:
-        return envs.spec
+        return envs.spec if envs.spec.seats is None else player_spec(envs.spec)
 
 
 def trusted_task(task: str, found: str | Path = "the agent") -> str:
@@ -142,9 +144,8 @@ def _load_own(path: Path, task: Task | EnvSpec | None, device: str, changes: Map
         raise _of_components(path)
     tree, meta = load_checkpoint(path, groups=["agent"])
     config = RunConfig.from_dict(merge(meta["config"], changes), changes)
-    trained = meta["spec"]
     # The critics learned with the discount of the task that was trained on, so its spec stays, also where another task is played.
-    spec = EnvSpec(**{**trained, "obs_shape": tuple(trained["obs_shape"])})
+    spec = spec_from(meta["spec"])
     if task is not None:
         spec_now = task if isinstance(task, EnvSpec) else task_spec(task, config)
         check_dimensions(path, spec.obs_shape[0], spec.action_dim, spec_now, spec.discrete)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from worldmpc.agents import make_agent
@@ -25,6 +26,9 @@ from worldmpc.envs import EnvError, Task, VecEnv, canonical_task, make_envs
 from worldmpc.functional import parameter_table
 from worldmpc.models import native
 from worldmpc.noise import derive_seed
+from worldmpc.opponents.games import play_games
+from worldmpc.opponents.match import Match
+from worldmpc.opponents.players import AgentPlayer
 from worldmpc.report.curves import plot_curves
 from worldmpc.report.goals import GOALS, plot_goals, write_goals
 from worldmpc.report.overrides import overrides_of
@@ -35,9 +39,10 @@ from worldmpc.training.checkpoint import CheckpointError, CheckpointStore, verif
 from worldmpc.training.evaluator import evaluate, evaluation_envs
 from worldmpc.training.folder import choose_folder, lock, restore, write_meta
 from worldmpc.training.goal_diary import GoalDiary
-from worldmpc.training.hooks import CheckpointHook, EvalHook, LogHook, SnapshotHook
+from worldmpc.training.hooks import CheckpointHook, EvalHook, GamesHook, LogHook, SnapshotHook
 from worldmpc.training.logger import RunLogger, Throughput
 from worldmpc.training.trainer import DivergenceError, Solo, TrainState, make_state, train_together
+from worldmpc.training.two_player import Fixtures, evaluation_opponents, seat_opponents
 from worldmpc.types import Agent, Mode
 
 
@@ -135,10 +140,10 @@ class _Run:
     def __init__(self, stack: ExitStack, config: RunConfig, task: Task, device: str, extra_hooks: tuple[Any, ...], *, show: bool) -> None:
         """Prepare the run, from its checkpoint where it goes on; ``show`` False leaves the console to another one."""
         # Environments and agent first: what cannot be made leaves no folder, and workers do not inherit the lock.
-        envs = stack.enter_context(make_envs(task, config.env, seed=config.seed))
+        envs = stack.enter_context(seat_opponents(make_envs(task, config.env, seed=config.seed), config))
         if not isinstance(task, str):
             config = dataclasses.replace(config, task=envs.spec.name)
-        eval_envs = stack.enter_context(_eval_envs(task, config))
+        eval_envs = _evaluated_in(stack.enter_context(_eval_envs(task, config)), config)
         self.state = make_state(make_agent(config, envs.spec, device), envs)
         self.folder, self.checkpoint = choose_folder(config)
         stack.enter_context(lock(self.folder))
@@ -176,7 +181,8 @@ class _Run:
         agent: Any = state.agent
         self.snapshots = [SnapshotHook(self.logger, config.eval_freq, agent.objectives.snapshot)] if _has_auxiliary(agent) else []
         logging = LogHook(self.logger, self.throughput, config.log.every)
-        self.hooks = (logging, *self.snapshots, self.evaluation, self.saving, *self._extra_hooks)
+        games = [GamesHook(self.logger)] if isinstance(state.envs, Match) else []
+        self.hooks = (logging, *games, *self.snapshots, self.evaluation, self.saving, *self._extra_hooks)
         _introduce(self.logger, state, config, self.total, self.folder, self.checkpoint)
 
     def begin(self) -> None:
@@ -248,6 +254,10 @@ def _eval_envs(task: Task, config: RunConfig) -> AbstractContextManager[VecEnv]:
     if not isinstance(task, str) and not callable(task):
         raise ConfigError("task: training evaluates on environments of its own; pass a function that makes the environment")
     return evaluation_envs(task, config.env, config.eval.episodes, seed=derive_seed(config.seed, "eval") % 2**31)
+
+
+def _evaluated_in(envs: VecEnv, config: RunConfig) -> VecEnv | Fixtures:
+    return envs if envs.spec.seats is None else Fixtures(envs, evaluation_opponents(config, envs.spec))
 
 
 def _introduce(logger: RunLogger, state: TrainState, config: RunConfig, total: int, folder: Path, checkpoint: Path | None) -> None:
@@ -347,10 +357,21 @@ def record_video(path: Path, task: Task, config: RunConfig, agent: Agent, *, mod
         EnvError: the environment cannot render.
     """
     with evaluation_envs(task, config.env, 1, seed=config.seed if seed is None else seed, render=True) as envs:
+        if envs.spec.seats is not None:
+            return _record_game(path, envs, config, agent, mode)
         diary = GoalDiary(agent) if isinstance(agent, Director) else None
         result = evaluate(agent, envs, 1, mode=mode, record=True, watch=None if diary is None else diary.note)
         write_video(path, result.frames if diary is None else diary.beside(result.frames), fps=25)
     return result.mean_return
+
+
+def _record_game(path: Path, envs: VecEnv, config: RunConfig, agent: Agent, mode: Mode) -> float:
+    """Record a game against the first opponent of evaluations, and return the agent's return."""
+    frames: list[np.ndarray] = []
+    opponent = next(iter(evaluation_opponents(config, envs.spec).values()))
+    (game,) = play_games(envs, AgentPlayer(agent, mode), opponent, 1, derive_seed(config.seed, "video"), frames=frames)
+    write_video(path, frames, fps=50)
+    return game.ret
 
 
 def _draw_goals(path: Path, task: Task, config: RunConfig, agent: Director) -> None:

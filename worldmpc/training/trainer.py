@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from worldmpc.envs import EnvError
-from worldmpc.envs.vector import VecEnv
 from worldmpc.functional import tree_fill, tree_tensors, tree_where
 from worldmpc.models.heads import one_hot_argmax
 from worldmpc.noise import NoiseSpec, NoiseStream
+from worldmpc.opponents.match import Envs, Match
 from worldmpc.training.episodes import Episode, EpisodeTally
+from worldmpc.training.windows import transform_windows
 from worldmpc.types import ActOutput, Agent, DataSource, EnvStep, Metrics, Transition
 
 
@@ -29,7 +30,7 @@ class TrainState:
     """All that a run consists of; what it holds is saved and restored together."""
 
     agent: Agent
-    envs: VecEnv
+    envs: Envs
     source: DataSource
     random: NoiseStream
     sampling: NoiseStream
@@ -100,7 +101,8 @@ class TrainState:
         self.tally.load_state_dict(loop)
         self.metrics, self.act_metrics = dict(loop["metrics"]), dict(loop["act_metrics"])
         self.finished = [Episode(ret, int(length), *success) for ret, length, *success in loop["finished"].tolist()]
-        if not self.envs.load_state_dict(loop["envs"]):
+        envs, saved = self.envs, loop["envs"]
+        if not (envs.load_state_dict(saved, self.agent) if isinstance(envs, Match) else envs.load_state_dict(saved)):
             self.carry = self.agent.init_carry(self.envs.num_envs)
             self.tally.reset()
             self.source.cut()
@@ -122,7 +124,7 @@ class Every:
         return now // self.interval > (now - step) // self.interval
 
 
-def make_state(agent: Agent, envs: VecEnv) -> TrainState:
+def make_state(agent: Agent, envs: Envs) -> TrainState:
     """Put an agent, its environments, a fresh data source and the random streams of ``agent.config.seed`` together.
 
     Args:
@@ -132,6 +134,7 @@ def make_state(agent: Agent, envs: VecEnv) -> TrainState:
     seed = agent.config.seed
     sampling = NoiseStream(seed, "replay")
     source = agent.make_source(envs.num_envs, sampling.generator)
+    transform_windows(source, envs, agent.config, sampling.generator)
     random, carry, tally = NoiseStream(seed, "random"), agent.init_carry(envs.num_envs), EpisodeTally(envs.num_envs)
     return TrainState(agent, envs, source, random, sampling, carry, tally, begun=envs.begun)
 
@@ -183,6 +186,7 @@ def train_together(team: Team, states: Sequence[TrainState], hooks: Sequence[Seq
     overlap = states[0].agent.config.train.overlap
     for state in states:
         if state.decisions == 0:
+            _show_learner(state)
             state.envs.reset()
             state.begun = state.envs.begun
     while True:
@@ -232,6 +236,7 @@ def collect_together(team: Team, states: Sequence[TrainState], overlap: bool = F
     """Take one decision everywhere; with ``overlap`` the updates that are due are done while the environments step."""
     observed = [state.envs.obs for state in states]
     for state in states:
+        _show_learner(state)
         if state.begun != state.envs.begun:
             _begin_anew(state)
     if states[0].decisions < states[0].source.seed_decisions:
@@ -255,6 +260,12 @@ def collect_together(team: Team, states: Sequence[TrainState], overlap: bool = F
                 _observe(state, obs, output, state.envs.step_wait())
         if errors:
             raise errors[0]
+
+
+def _show_learner(state: TrainState) -> None:
+    """Let opponents that are snapshots of the learner be taken where they are due."""
+    if isinstance(state.envs, Match):
+        state.envs.follow(state.agent, state.decisions)
 
 
 @contextmanager
@@ -282,7 +293,9 @@ def _random_action(state: TrainState) -> Tensor:
 def _observe(state: TrainState, obs: Tensor, output: ActOutput, step: EnvStep) -> None:
     """Store what followed a decision, and begin afresh where an episode ended."""
     state.source.observe(
-        Transition(obs, output.action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, output.extras)
+        Transition(
+            obs, output.action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, {**output.extras, **step.extras}
+        )
     )
     state.act_metrics, state.settled = output.metrics, False
     fresh = step.terminated | step.truncated | ~step.valid

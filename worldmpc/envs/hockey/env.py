@@ -14,7 +14,7 @@ from pettingzoo import ParallelEnv
 
 from worldmpc.config import ConfigError
 from worldmpc.envs.hockey.bots import GAIN, ScriptedBot
-from worldmpc.envs.hockey.game import CHOICES, Game, GameConfig, GameStep, Mode
+from worldmpc.envs.hockey.game import CHOICES, Game, GameConfig, GameStep, Mode, mirror_of
 from worldmpc.envs.hockey.render import FPS, Screen
 
 Opponent = Callable[[np.ndarray], np.ndarray]
@@ -149,6 +149,7 @@ class HockeyEnv(gymnasium.Env[np.ndarray, Any]):
             raise ConfigError(f"hockey opponent: expected one of {', '.join(GAIN)} or a function, got {opponent!r}")
         self._table = _Table(**rules)
         self.game, self.render_mode = self._table.game, self._table.render_mode
+        self.mirror = mirror_of(self.game.config.keep_mode, self._table.discrete)
         self.observation_space, self.action_space = self._table.observation_space, self._table.action_space
         self.opponent = opponent
         self._bot: Opponent | None = None
@@ -197,6 +198,7 @@ class HockeyParallelEnv(ParallelEnv[str, np.ndarray, Any]):
     def __init__(self, **rules: Unpack[Rules]) -> None:
         self._table = _Table(**rules)
         self.game, self.render_mode = self._table.game, self._table.render_mode
+        self.mirror = mirror_of(self.game.config.keep_mode, self._table.discrete)
         self.possible_agents, self.agents = list(PLAYERS), []
         self.observation_spaces = dict.fromkeys(PLAYERS, self._table.observation_space)
         self.action_spaces = dict.fromkeys(PLAYERS, self._table.action_space)

@@ -11,11 +11,12 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from worldmpc.envs.hockey.rink import CENTER_X, HOLD, Rink, RinkState
+from worldmpc.types import Mirror
 
 OTHER_VIEW = np.array([*range(6, 12), *range(6), *range(12, 16), 17, 16])
 """Where the entries of player one's view stand in player two's."""
@@ -28,6 +29,16 @@ CHOICES = np.array(
 )
 """Actions of the discrete choices; the last one, to shoot, is there in keep mode alone."""
 GOAL_REWARD = 10.0
+
+
+def mirror_of(keep_mode: bool, discrete: bool) -> Mirror:
+    """Return the symmetry of the rink that swaps its two long sides, as players see it."""
+    obs = (REFLECTED if keep_mode else REFLECTED[:16]).astype(int).tolist()
+    if not discrete:
+        action = REFLECTED_ACTION[: 4 if keep_mode else 3].astype(int).tolist()
+        return Mirror(tuple(obs), tuple(action), tuple(range(len(action))))
+    order = [0, 1, 2, 4, 3, 6, 5, 7][: 8 if keep_mode else 7]  # the choices of CHOICES, up for down and left for right
+    return Mirror(tuple(obs), (1,) * len(order), tuple(order))
 
 
 class Mode(enum.IntEnum):
@@ -69,6 +80,37 @@ class GameStep(NamedTuple):
     """1: player one, -1: player two, 0: nobody, or nobody yet."""
 
 
+class GameLike(Protocol):
+    """What the faces of :mod:`worldmpc.envs.hockey.env` ask of a game; :class:`Game` says what each part does."""
+
+    config: GameConfig
+    starter: int
+
+    def __init__(self, config: GameConfig | None = None) -> None: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def state(self) -> RinkState: ...
+    def set_mode(self, mode: Mode) -> None: ...
+    def reset(self, rng: np.random.Generator, starter: int | None = None) -> None: ...
+    def step(self, action1: Sequence[float], action2: Sequence[float]) -> GameStep: ...
+    def observe(self) -> tuple[np.ndarray, np.ndarray]: ...
+    def hints(self) -> tuple[dict[str, float], dict[str, float]]: ...
+
+
+def next_starter(config: GameConfig, mode: Mode, last: int, asked: int | None) -> int:
+    """Return who begins: 1 or 2, whom is asked for, or whose turn it is behind the last one.
+
+    Raises:
+        ValueError: no such player.
+    """
+    if asked not in (None, 1, 2):
+        raise ValueError(f"starter: expected 1, 2 or None, got {asked!r}")
+    if asked is not None or mode != Mode.NORMAL:
+        return asked or last
+    return 3 - last if config.alternates else 1
+
+
 class Game:
     """A game of two players.
 
@@ -79,7 +121,7 @@ class Game:
     def __init__(self, config: GameConfig | None = None) -> None:
         self.config = config or GameConfig()
         self.rink = Rink(self.config.keep_mode)
-        self.mode, self.limit = self.config.mode, STEP_LIMIT[self.config.mode]
+        self.set_mode(self.config.mode)
         self.time = 0
         self.starter = 1
         """Whose side the puck began on: 1 or 2."""
@@ -92,6 +134,12 @@ class Game:
     def set_mode(self, mode: Mode) -> None:
         """Play another mode from the next game on."""
         self.mode, self.limit = mode, STEP_LIMIT[mode]
+        self._near_factor = -30 / ((250 / 60) * self.limit / 2)
+
+    @property
+    def state(self) -> RinkState:
+        """Where everything is, and how it moves."""
+        return self.rink.state
 
     def reset(self, rng: np.random.Generator, starter: int | None = None) -> None:
         """Begin a game; ``starter`` has the puck on its side in NORMAL mode, otherwise whose turn it is.
@@ -99,13 +147,8 @@ class Game:
         Raises:
             ValueError: no such player.
         """
-        if starter not in (None, 1, 2):
-            raise ValueError(f"starter: expected 1, 2 or None, got {starter!r}")
         mode = self.mode
-        if starter is not None:
-            self.starter = starter
-        elif mode == Mode.NORMAL:
-            self.starter = 3 - self.starter if self.config.alternates else 1
+        self.starter = next_starter(self.config, mode, self.starter, starter)
         held = (self.rink.held[0], self.rink.held[1]) if self.config.keeps_counters else (0, 0)
         other, throw = (3.0, 0.0), None
         if mode != Mode.NORMAL:
@@ -127,11 +170,10 @@ class Game:
 
     def step(self, action1: Sequence[float], action2: Sequence[float]) -> GameStep:
         """Let both players act, each in its own view, entries in [-1, 1]."""
-        rink = self.rink
-        rink.step(action1, action2)
+        self.rink.step(action1, action2)
         self._look()
-        late = self.config.timed and self.time >= self.limit
-        winner = rink.winner
+        winner = self.rink.winner
+        late = self.time >= self.limit and self.config.timed
         self.time += 1
         gain = GOAL_REWARD * winner
         near1, near2 = self.closeness
@@ -155,13 +197,14 @@ class Game:
 
     def _look(self) -> None:
         one, two, puck, held = self.rink.state
-        x, y, vx = puck[:3]
-        factor = -30 / ((250 / 60) * self.limit / 2)
-        self.closeness = (
-            factor * math.hypot(one[0] - x, one[1] - y) if x < 0 and vx <= 0 else 0.0,
-            factor * math.hypot(two[0] - x, two[1] - y) if x > 0 and vx >= 0 else 0.0,
-        )
-        self._seen = [*one, *two, *puck[:4], *(held if self.config.keep_mode else ())]
+        x, y, vx, vy, _ = puck
+        near1 = near2 = 0.0
+        if x < 0 and vx <= 0:
+            near1 = self._near_factor * math.hypot(one[0] - x, one[1] - y)
+        elif x > 0 and vx >= 0:
+            near2 = self._near_factor * math.hypot(two[0] - x, two[1] - y)
+        self.closeness = near1, near2
+        self._seen = [*one, *two, x, y, vx, vy, *(held if self.config.keep_mode else ())]
 
 
 def _hints(near: float, held: int, direction: float) -> dict[str, float]:
