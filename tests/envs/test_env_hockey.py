@@ -228,7 +228,7 @@ def test_tasks_of_the_suite() -> None:
         assert obs.shape == (2, 18) and envs.spec.episode_length == 251 and envs.spec.can_terminate
     with make_envs("hockey/vs-weak-shooting-discrete", EnvConfig(episode_length=100), seed=3) as envs:
         assert envs.spec.discrete and envs.spec.action_dim == 8 and envs.spec.episode_length == 100
-    assert len(TASKS) == 12
+    assert len(TASKS) == 36
 
 
 @pytest.mark.parametrize(
@@ -255,3 +255,8 @@ def test_no_such_player_or_action() -> None:
         env.step(np.full(4, np.nan))
     with pytest.raises(ValueError, match="hockey action: expected 4 numbers"):
         env.step(np.zeros(3))
+    env = HockeyEnv(discrete=True, keep_mode=False)
+    env.reset(seed=1)
+    for choice in (-1, 7):
+        with pytest.raises(ValueError, match=r"hockey action: expected a choice of Discrete\(7\), got"):
+            env.step(choice)

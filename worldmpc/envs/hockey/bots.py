@@ -29,24 +29,31 @@ class ScriptedBot:
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """Choose: own view [18] -> [4], or [16] -> [3] without keep mode."""
-        self.phase += self._rng.uniform(0, 0.2)
+        self.phase += 0.2 * self._rng.random()
         return self.aim(obs, self.phase)
 
     def aim(self, obs: np.ndarray, phase: float) -> np.ndarray:
         """What it does at a phase: [18] -> [4], or [16] -> [3]."""
-        x, y, angle, vx, vy, spin = (float(value) for value in obs[:6])
-        puck_x, puck_y, puck_vx, puck_vy = (float(value) for value in obs[12:16])
+        x, y, angle, vx, vy, spin, *_, puck_x, puck_y, puck_vx, puck_vy = (seen := obs.tolist())[:16]
         target_x, target_y = -3.5, 0.0
         if puck_vx < 0.5:
             target_y = puck_y
             if x < puck_x and abs(y - puck_y) < 0.5:
                 distance = math.hypot(x - puck_x, y - puck_y)
                 target_x, target_y = puck_x + 0.2, puck_y + 0.1 * puck_vy * distance
-        gain, action = GAIN[self.kind], []
-        errors = target_x - x, target_y - y, math.pi / 3 * math.sin(phase) - angle
-        for error, speed, near, share in zip(errors, (vx, vy, spin), (0.1, 0.1, 1.0), (1.0, 0.2, 0.5), strict=True):
-            brakes = abs(error / (speed + 0.01)) < near
-            action.append(min(max(error * gain * share - (0.5 * speed if brakes else 0.0), -1.0), 1.0))
+        gain, turn = GAIN[self.kind], math.pi / 3 * math.sin(phase) - angle
+        action = [
+            _steered((target_x - x) * gain, target_x - x, vx, 0.1),
+            _steered((target_y - y) * gain * 0.2, target_y - y, vy, 0.1),
+            _steered(turn * gain * 0.5, turn, spin, 1.0),
+        ]
         if self.keep_mode:
-            action.append(1.0 if 0 < obs[16] < 7 else 0.0)
+            action.append(1.0 if 0 < seen[16] < 7 else 0.0)
         return np.array(action)
+
+
+def _steered(push: float, error: float, speed: float, near: float) -> float:
+    """Return a push in [-1, 1] that brakes where the error is gone in less than ``near`` seconds."""
+    if abs(error / (speed + 0.01)) < near:
+        push -= 0.5 * speed
+    return push if -1.0 <= push <= 1.0 else math.copysign(1.0, push)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, TypedDict, TypeVar, Unpack
 
 import gymnasium
 import numpy as np
@@ -14,9 +14,10 @@ from pettingzoo import ParallelEnv
 
 from worldmpc.config import ConfigError
 from worldmpc.envs.hockey.bots import GAIN, ScriptedBot
-from worldmpc.envs.hockey.game import CHOICES, Game, GameConfig, GameStep, Mode, mirror_of
+from worldmpc.envs.hockey.game import CHOICES, Game, GameConfig, GameLike, GameStep, Mode, mirror_of
 from worldmpc.envs.hockey.render import FPS, Screen
 
+T = TypeVar("T")
 Opponent = Callable[[np.ndarray], np.ndarray]
 """Own view [18] -> action [4] in [-1, 1]; [16] -> [3] without keep mode."""
 PLAYERS: tuple[str, str] = ("player_1", "player_2")
@@ -44,7 +45,9 @@ def clipped(action: Any, size: int) -> list[float]:
     values = np.asarray(action, np.float32).tolist()
     if not isinstance(values, list) or len(values) != size or not math.isfinite(sum(values)):
         raise ValueError(f"hockey action: expected {size} numbers, got {values}")
-    return [min(max(value, -1.0), 1.0) for value in values]
+    if min(values) < -1.0 or max(values) > 1.0:
+        return [min(max(value, -1.0), 1.0) for value in values]
+    return values
 
 
 class Rules(TypedDict, total=False):
@@ -69,10 +72,11 @@ class Rules(TypedDict, total=False):
 
 
 class _Table:
-    """What both faces have in common: a game, its spaces, and a screen; arguments are :class:`Rules`."""
+    """What both faces have in common: a game, its spaces, and a screen; further arguments are :class:`Rules`."""
 
     def __init__(
         self,
+        game_class: type[GameLike],
         mode: Mode | str | int = Mode.NORMAL,
         keep_mode: bool = True,
         discrete: bool = False,
@@ -84,19 +88,21 @@ class _Table:
     ) -> None:
         if render_mode not in (None, *RENDER_MODES):
             raise ConfigError(f"hockey render_mode: expected one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
-        self.game = Game(GameConfig(read_mode(mode), keep_mode, alternates, timed, keeps_counters))
+        self.game = game_class(GameConfig(read_mode(mode), keep_mode, alternates, timed, keeps_counters))
         self.discrete, self.timeout_terminates, self.action_dim = discrete, timeout_terminates, 4 if keep_mode else 3
         self.observation_space = Box(-np.inf, np.inf, (18 if keep_mode else 16,), np.float32)
         self.action_space: Space[Any] = Discrete(8 if keep_mode else 7) if discrete else Box(-1.0, 1.0, (self.action_dim,), np.float32)
+        self._choices: list[list[float]] = CHOICES[: 8 if keep_mode else 7, : self.action_dim].tolist()
         self.render_mode, self._screen = render_mode, None
 
     def action(self, action: Any) -> list[float]:
         """Return a player's action as numbers in [-1, 1]."""
-        if self.discrete:
-            if not self.action_space.contains(np.int64(action)):
-                raise ValueError(f"hockey action: expected a choice of {self.action_space}, got {action!r}")
-            return CHOICES[int(action), : self.action_dim].tolist()
-        return clipped(action, self.action_dim)
+        if not self.discrete:
+            return clipped(action, self.action_dim)
+        choice = int(action)
+        if not 0 <= choice < len(self._choices):
+            raise ValueError(f"hockey action: expected a choice of {self.action_space}, got {action!r}")
+        return self._choices[choice]
 
     def reset(self, rng: np.random.Generator, seed: int | None, options: dict[str, Any] | None) -> None:
         """Begin a game; options: ``mode``, ``starter``. A seed also decides whose turn it is to have the puck."""
@@ -119,7 +125,7 @@ class _Table:
             return None
         if self._screen is None:
             self._screen = Screen(window=self.render_mode == "human")
-        return self._screen.draw(self.game.rink.state)
+        return self._screen.draw(self.game.state)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_screen": None}
@@ -143,11 +149,13 @@ class HockeyEnv(gymnasium.Env[np.ndarray, Any]):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": FPS}
+    game_class: ClassVar[type[GameLike]] = Game
+    """What plays the game."""
 
     def __init__(self, opponent: str | Opponent = "weak", **rules: Unpack[Rules]) -> None:
         if isinstance(opponent, str) and opponent not in GAIN:
             raise ConfigError(f"hockey opponent: expected one of {', '.join(GAIN)} or a function, got {opponent!r}")
-        self._table = _Table(**rules)
+        self._table = _Table(self.game_class, **rules)
         self.game, self.render_mode = self._table.game, self._table.render_mode
         self.mirror = mirror_of(self.game.config.keep_mode, self._table.discrete)
         self.observation_space, self.action_space = self._table.observation_space, self._table.action_space
@@ -176,7 +184,9 @@ class HockeyEnv(gymnasium.Env[np.ndarray, Any]):
         step = self.game.step(self._table.action(action), answer)
         obs, self._seen = self.game.observe()
         terminated, truncated = self._table.ended(step)
-        return obs, step.rewards[0], terminated, truncated, {**self._info(step.winner), "opponent_action": np.array(answer, np.float32)}
+        info = self._info(step.winner)
+        info["opponent_action"] = np.array(answer, np.float32)
+        return obs, step.rewards[0], terminated, truncated, info
 
     def render(self) -> Any:
         """Draw the game; a frame [480, 600, 3] uint8 in rgb_array mode."""
@@ -187,16 +197,20 @@ class HockeyEnv(gymnasium.Env[np.ndarray, Any]):
         self._table.close()
 
     def _info(self, winner: int) -> dict[str, Any]:
-        return {"winner": winner, "success": float(winner == 1), "opponent_obs": self._seen, **self.game.hints()[0]}
+        info: dict[str, Any] = {**self.game.hints()[0]}
+        info["winner"], info["success"], info["opponent_obs"] = winner, float(winner == 1), self._seen
+        return info
 
 
 class HockeyParallelEnv(ParallelEnv[str, np.ndarray, Any]):
     """Laser hockey for two players, each in its own view; arguments are :class:`Rules`."""
 
     metadata: ClassVar[dict[str, Any]] = {"name": "hockey_v0", "render_modes": list(RENDER_MODES), "render_fps": FPS}  # type: ignore[misc]
+    game_class: ClassVar[type[GameLike]] = Game
+    """What plays the game."""
 
     def __init__(self, **rules: Unpack[Rules]) -> None:
-        self._table = _Table(**rules)
+        self._table = _Table(self.game_class, **rules)
         self.game, self.render_mode = self._table.game, self._table.render_mode
         self.mirror = mirror_of(self.game.config.keep_mode, self._table.discrete)
         self.possible_agents, self.agents = list(PLAYERS), []
@@ -220,19 +234,18 @@ class HockeyParallelEnv(ParallelEnv[str, np.ndarray, Any]):
             self._rng = np.random.default_rng(seed)
         self._table.reset(self._rng, seed, options)
         self.agents = list(PLAYERS)
-        return dict(zip(PLAYERS, self.game.observe(), strict=True)), self._infos(0)
+        return _of_both(*self.game.observe()), self._infos(0)
 
     def step(
         self, actions: dict[str, Any]
     ) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
         """Let both act: observations, rewards, terminations, truncations, infos with ``winner`` (1 own win, -1 own loss)."""
-        step = self.game.step(*(self._table.action(actions[player]) for player in PLAYERS))
+        step = self.game.step(self._table.action(actions["player_1"]), self._table.action(actions["player_2"]))
         terminated, truncated = self._table.ended(step)
         if terminated or truncated:
             self.agents = []
-        observations = dict(zip(PLAYERS, self.game.observe(), strict=True))
-        rewards = dict(zip(PLAYERS, step.rewards, strict=True))
-        return observations, rewards, dict.fromkeys(PLAYERS, terminated), dict.fromkeys(PLAYERS, truncated), self._infos(step.winner)
+        observations, rewards = _of_both(*self.game.observe()), _of_both(*step.rewards)
+        return observations, rewards, _of_both(terminated, terminated), _of_both(truncated, truncated), self._infos(step.winner)
 
     def render(self) -> Any:
         """Draw the game; a frame [480, 600, 3] uint8 in rgb_array mode."""
@@ -243,7 +256,9 @@ class HockeyParallelEnv(ParallelEnv[str, np.ndarray, Any]):
         self._table.close()
 
     def _infos(self, winner: int) -> dict[str, dict[str, Any]]:
-        hints = self.game.hints()
-        return {
-            player: {"winner": sign * winner, **hints[place]} for place, (player, sign) in enumerate(zip(PLAYERS, (1, -1), strict=True))
-        }
+        one, two = self.game.hints()
+        return _of_both({"winner": winner, **one}, {"winner": -winner, **two})
+
+
+def _of_both(one: T, two: T) -> dict[str, T]:
+    return {"player_1": one, "player_2": two}

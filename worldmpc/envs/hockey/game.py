@@ -81,21 +81,42 @@ class GameStep(NamedTuple):
 
 
 class GameLike(Protocol):
-    """What the faces of :mod:`worldmpc.envs.hockey.env` ask of a game; :class:`Game` says what each part does."""
+    """What the faces of :mod:`worldmpc.envs.hockey.env` ask of a game; :class:`Game` says more of each part."""
 
     config: GameConfig
     starter: int
 
     def __init__(self, config: GameConfig | None = None) -> None: ...
+
     @property
-    def limit(self) -> int: ...
+    def limit(self) -> int:
+        """Time limit; the game ends behind the step that begins at it."""
+        ...
+
     @property
-    def state(self) -> RinkState: ...
-    def set_mode(self, mode: Mode) -> None: ...
-    def reset(self, rng: np.random.Generator, starter: int | None = None) -> None: ...
-    def step(self, action1: Sequence[float], action2: Sequence[float]) -> GameStep: ...
-    def observe(self) -> tuple[np.ndarray, np.ndarray]: ...
-    def hints(self) -> tuple[dict[str, float], dict[str, float]]: ...
+    def state(self) -> RinkState:
+        """Where everything is, and how it moves."""
+        ...
+
+    def set_mode(self, mode: Mode) -> None:
+        """Play another mode from the next game on."""
+        ...
+
+    def reset(self, rng: np.random.Generator, starter: int | None = None) -> None:
+        """Begin a game."""
+        ...
+
+    def step(self, action1: Sequence[float], action2: Sequence[float]) -> GameStep:
+        """Let both players act."""
+        ...
+
+    def observe(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both players' views."""
+        ...
+
+    def hints(self) -> tuple[dict[str, float], dict[str, float]]:
+        """What reward shaping may use, for both players."""
+        ...
 
 
 def next_starter(config: GameConfig, mode: Mode, last: int, asked: int | None) -> int:

@@ -67,6 +67,56 @@ class RinkState(NamedTuple):
     held: tuple[int, int]  # hold counters
 
 
+class _Part(NamedTuple):
+    """What a body is built from, in each world anew; the definition does not keep the shape alive."""
+
+    definition: Any
+    shape: Any
+
+
+def _part(shape: Any, x: float, y: float, *fixtures: dict[str, Any], moves: bool = False, name: tuple[str, int] | None = None) -> _Part:
+    made = [Box2D.b2FixtureDef(shape=shape, **fixture) for fixture in fixtures]
+    kind = Box2D.b2_dynamicBody if moves else Box2D.b2_staticBody
+    return _Part(Box2D.b2BodyDef(type=kind, position=(CENTER_X + x, CENTER_Y + y), fixtures=made, userData=name), shape)
+
+
+def _wall(corners: tuple[tuple[float, float], ...]) -> _Part:
+    x, y = (sum(values) / len(values) for values in zip(*corners, strict=True))
+    shape = Box2D.b2PolygonShape(vertices=[(corner[0] - x, corner[1] - y) for corner in corners])
+    return _part(shape, x, y, {"friction": 0.1, "categoryBits": _ALL_BITS, "maskBits": _ALL_BITS})
+
+
+def _goal(sign: int) -> _Part:
+    """A sensor for the puck, and what keeps rackets out."""
+    sensor = {"isSensor": True, "friction": 0.1, "categoryBits": _RACKET_BITS, "maskBits": _PUCK_BITS}
+    solid = {"friction": 0.1, "categoryBits": _RACKET_BITS, "maskBits": _RACKET_BITS}
+    return _part(Box2D.b2PolygonShape(box=GOAL_HALF), sign * GOAL_X, 0.0, sensor, solid, name=("goal", sign))
+
+
+def _racket(player: int, sign: int) -> _Part:
+    shape = Box2D.b2PolygonShape(vertices=[(sign * x, y) for x, y in RACKET])
+    fixture = {"density": 200 / 1.2, "friction": 1.0, "categoryBits": _RACKET_BITS, "maskBits": _ALL_BITS}
+    return _part(shape, 0.0, 0.0, fixture, moves=True, name=("racket", player))
+
+
+def _puck() -> _Part:
+    fixture = {"density": 7.0, "friction": 0.1, "restitution": 0.95, "categoryBits": _PUCK_BITS, "maskBits": _RACKET_BITS}
+    return _part(Box2D.b2CircleShape(radius=PUCK_RADIUS), 0.0, 0.0, fixture, moves=True, name=("puck", 0))
+
+
+_WALLS, _GOALS = [_wall(corners) for corners in WALLS], [_goal(-1), _goal(1)]
+_RACKETS, _PUCK = [_racket(0, 1), _racket(1, -1)], _puck()
+
+
+class _Body(NamedTuple):
+    """A racket or the puck as the engine has it; its place and velocity are the engine's own, and change with it."""
+
+    body: Any
+    place: Any  # x, y
+    velocity: Any  # x, y
+    mass: float
+
+
 class Rink:
     """A rink in motion.
 
@@ -97,11 +147,11 @@ class Rink:
         self._world = Box2D.b2World(gravity=(0.0, 0.0), doSleep=True)
         self._listener = _Contacts(self)  # the world does not keep it alive
         self._world.contactListener = self._listener
-        self._build_walls()
-        for sign in (-1, 1):
-            self._build_goal(sign)
+        for part in (*_WALLS, *_GOALS):
+            self._world.CreateBody(part.definition)
         self.players: list[Any] = []
         self.puck: Any = None
+        self._bodies: list[_Body] = []
 
     def place(self, state: RinkState) -> None:
         """Put rackets and puck where they are to be, in a world made anew, and forget goals.
@@ -109,8 +159,8 @@ class Rink:
         A world that was played in finds contacts in another order, and a game played again would differ in the last digits.
         """
         self._build()
-        self.players = [self._build_racket(sign) for sign in (1, -1)]
-        self.puck = self._build_puck()
+        *self.players, self.puck = (self._world.CreateBody(part.definition) for part in (*_RACKETS, _PUCK))
+        self._bodies = [_Body(body, body.position, body.linearVelocity, body.mass) for body in (*self.players, self.puck)]
         self.winner, self._thrown = 0, None
         self.move(state)
 
@@ -127,9 +177,9 @@ class Rink:
     @property
     def state(self) -> RinkState:
         """Where everything is, and how it moves."""
-        one, two = (_motion(body) for body in self.players)
-        (x, y), (vx, vy) = self.puck.position, self.puck.linearVelocity
-        return RinkState(one, two, (x - CENTER_X, y - CENTER_Y, vx, vy, self.puck.angularVelocity), (self.held[0], self.held[1]))
+        one, two, (puck, place, velocity, _) = self._bodies
+        lies = place.x - CENTER_X, place.y - CENTER_Y, velocity.x, velocity.y, puck.angularVelocity
+        return RinkState(_motion(one), _motion(two), lies, (self.held[0], self.held[1]))
 
     def throw_puck(self, vx: float, vy: float) -> None:
         """Let the next step speed up the puck by this, less its damping."""
@@ -137,16 +187,17 @@ class Rink:
 
     def step(self, action1: Sequence[float], action2: Sequence[float]) -> None:
         """Let both players push, turn and, in keep mode, shoot, each entry in [-1, 1], and go on by one step."""
-        one, two = self.players
+        one, two, (puck, _, velocity, _) = self._bodies
         _push(one, action1[0] * PUSH, action1[1] * PUSH, 1)
         _turn(one, action1[2])
         _push(two, -action2[0] * PUSH, -action2[1] * PUSH, -1)
         _turn(two, action2[2])
-        vx, vy = self.puck.linearVelocity
-        self.puck.linearDamping = FAST_PUCK_DAMPING if math.hypot(vx, vy) > FAST_PUCK else PUCK_DAMPING
+        puck.linearDamping = FAST_PUCK_DAMPING if math.hypot(velocity.x, velocity.y) > FAST_PUCK else PUCK_DAMPING
         if self.keep_mode:
-            self._hold(0, action1[3] > 0.5)
-            self._hold(1, action2[3] > 0.5)
+            if self.held[0] > 1:
+                self._hold(0, action1[3] > 0.5)
+            if self.held[1] > 1:
+                self._hold(1, action2[3] > 0.5)
         if self._thrown is not None:
             force = [speed * self.puck.mass / DT for speed in self._thrown]
             self.puck.ApplyForceToCenter(force, True)
@@ -154,9 +205,7 @@ class Rink:
         self._world.Step(DT, VELOCITY_ITERATIONS, POSITION_ITERATIONS)
 
     def _hold(self, player: int, shoots: bool) -> None:
-        """Carry a puck that is held, and shoot it on command or when its time is over."""
-        if self.held[player] <= 1:
-            return
+        """Carry the puck, and shoot it on command or when its time is over."""
         body, puck = self.players[player], self.puck
         puck.position, puck.linearVelocity = body.position, body.linearVelocity
         self.held[player] -= 1
@@ -171,32 +220,6 @@ class Rink:
         vx = self.puck.linearVelocity[0]
         if self.keep_mode and self.held[player] == 0 and (vx < CATCH_SPEED if player == 0 else vx > -CATCH_SPEED):
             self.held[player] = HOLD
-
-    def _build_walls(self) -> None:
-        for corners in WALLS:
-            x, y = (sum(values) / len(values) for values in zip(*corners, strict=True))
-            shape = Box2D.b2PolygonShape(vertices=[(corner[0] - x, corner[1] - y) for corner in corners])
-            fixture = Box2D.b2FixtureDef(shape=shape, friction=0.1, categoryBits=_ALL_BITS, maskBits=_ALL_BITS)
-            self._world.CreateStaticBody(position=(CENTER_X + x, CENTER_Y + y), fixtures=fixture)
-
-    def _build_goal(self, sign: int) -> None:
-        """A sensor for the puck, and what keeps rackets out."""
-        shape = Box2D.b2PolygonShape(box=GOAL_HALF)
-        sensor = Box2D.b2FixtureDef(shape=shape, isSensor=True, friction=0.1, categoryBits=_RACKET_BITS, maskBits=_PUCK_BITS)
-        solid = Box2D.b2FixtureDef(shape=shape, friction=0.1, categoryBits=_RACKET_BITS, maskBits=_RACKET_BITS)
-        self._world.CreateStaticBody(position=(CENTER_X + sign * GOAL_X, CENTER_Y), fixtures=[sensor, solid], userData=("goal", sign))
-
-    def _build_racket(self, sign: int) -> Any:
-        shape = Box2D.b2PolygonShape(vertices=[(sign * x, y) for x, y in RACKET])
-        fixture = Box2D.b2FixtureDef(shape=shape, density=200 / 1.2, friction=1.0, categoryBits=_RACKET_BITS, maskBits=_ALL_BITS)
-        return self._world.CreateDynamicBody(position=(CENTER_X, CENTER_Y), fixtures=fixture, userData=("racket", 0 if sign == 1 else 1))
-
-    def _build_puck(self) -> Any:
-        shape = Box2D.b2CircleShape(radius=PUCK_RADIUS)
-        fixture = Box2D.b2FixtureDef(
-            shape=shape, density=7.0, friction=0.1, restitution=0.95, categoryBits=_PUCK_BITS, maskBits=_RACKET_BITS
-        )
-        return self._world.CreateDynamicBody(position=(CENTER_X, CENTER_Y), fixtures=fixture, userData=("puck", 0))
 
 
 class _Contacts(Box2D.b2ContactListener):
@@ -219,16 +242,15 @@ class _Contacts(Box2D.b2ContactListener):
             self._rink.winner = kinds["goal"]
 
 
-def _motion(body: Any) -> tuple[float, float, float, float, float, float]:
-    (x, y), (vx, vy) = body.position, body.linearVelocity
-    return x - CENTER_X, y - CENTER_Y, body.angle, vx, vy, body.angularVelocity
+def _motion(racket: _Body) -> tuple[float, float, float, float, float, float]:
+    body, place, velocity, _ = racket
+    return place.x - CENTER_X, place.y - CENTER_Y, body.angle, velocity.x, velocity.y, body.angularVelocity
 
 
-def _push(body: Any, fx: float, fy: float, side: int) -> None:
+def _push(racket: _Body, fx: float, fy: float, side: int) -> None:
     """Apply a force, within what borders, centre line and speed allow; ``side`` is 1 for player one, -1 for player two."""
-    (x, y), velocity, mass = body.position, body.linearVelocity, body.mass
-    vx, vy = velocity
-    x, y = x - CENTER_X, y - CENTER_Y
+    body, place, velocity, mass = racket
+    x, y, vx, vy = place.x - CENTER_X, place.y - CENTER_Y, velocity.x, velocity.y
     if side * x > -STRIP:
         body.linearDamping = BRAKE_DAMPING
         fx = (-2 * vx if side * vx > 0 else 0.0) - side * x * vx
@@ -238,24 +260,22 @@ def _push(body: Any, fx: float, fy: float, side: int) -> None:
         body.linearDamping = DRIVE_DAMPING if speed < MAX_SPEED else BRAKE_DAMPING
         if speed >= MAX_SPEED and math.hypot(vx + DT * fx / mass, vy + DT * fy / mass) >= speed:
             return
-    outward_x = fx * side < 0 if side * x < -BACK else side * x > 0 and fx * side > 0
-    outward_y = abs(y) > SIDE and fy * y > 0
-    if outward_x:
-        velocity[0], fx = 0.0, 0.0
-    if outward_y:
-        velocity[1], fy = 0.0, 0.0
-    if outward_x or outward_y:
-        body.linearVelocity = velocity
+    if fx * side < 0 if side * x < -BACK else side * x > 0 and fx * side > 0:
+        velocity.x = fx = 0.0
+    if (y > SIDE or y < -SIDE) and fy * y > 0:
+        velocity.y = fy = 0.0
     body.ApplyForceToCenter((fx, fy), True)
 
 
-def _turn(body: Any, action: float) -> None:
+def _turn(racket: _Body, action: float) -> None:
     """Turn a racket, within 60 degrees; beyond, turn it back."""
-    angle, spin = body.angle, body.angularVelocity
-    if abs(angle) <= MAX_ANGLE:
+    body, _, _, mass = racket
+    angle = body.angle
+    if -MAX_ANGLE <= angle <= MAX_ANGLE:
         body.angularDamping = TURN_DAMPING
         torque = action * TURN
     else:
+        spin = body.angularVelocity
         body.angularDamping = OVERTURN_DAMPING
-        torque = -0.1 * (angle + (spin if angle * spin > 0 else 0.0)) * body.mass / DT
+        torque = -0.1 * (angle + (spin if angle * spin > 0 else 0.0)) * mass / DT
     body.ApplyTorque(torque, True)
