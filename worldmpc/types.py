@@ -192,6 +192,13 @@ class Carry(NamedTuple):
     plan: PlanState
 
 
+class GameCarry(NamedTuple):
+    """What an agent that imagines its opponents remembers between two decisions, one entry per game."""
+
+    plan: PlanState
+    belief: Tensor  # [E, K] log-weights of who plays
+
+
 class ActOutput(NamedTuple):
     """Result of :meth:`Agent.act`. ``extras`` are per-environment records for the replay."""
 
@@ -207,7 +214,8 @@ class Model(Protocol):
 
     A model may offer more, which is used where it is there: ``next`` (the next latent alone), ``rollout`` (whole sequences),
     ``fast_returns`` and ``fast_proposals`` (see :mod:`worldmpc.planners`), ``num_particles`` (imagined copies of every candidate,
-    over which returns are averaged; its ``rollout``, or its ``step`` where it has none, gets them as the first dimension),
+    over which returns are averaged, or made one by ``aggregate``, [P, ...] -> [...]; its ``rollout``, or its ``step`` where it has none,
+    gets them as the first dimension),
     ``action_probs`` (the policy prior's probabilities of one-hot actions, [..., Z] -> [..., A]), ``trajectory`` (a learned prior over
     action sequences), and ``value``, which is None where the terminal value is 0 for want of one.
     """

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from worldmpc.agents.common import Streams, discount_of, restore, state_of, vector_dim
+from worldmpc.agents.conveniences import Conveniences
+from worldmpc.agents.imagining import ImaginesOpponents, imagined_dim, make_simulation
 from worldmpc.agents.planning import plan_output, plan_records, plan_replay
 from worldmpc.config import RunConfig, seed_decisions, updates_worth
 from worldmpc.data.source import ReplaySource
@@ -28,10 +30,10 @@ from worldmpc.models.proposals import WiderProposals
 from worldmpc.models.world_model import WorldModel
 from worldmpc.noise import NoiseSpec
 from worldmpc.planners import make_planner
-from worldmpc.types import ActOutput, Carry, EnvSpec, Metrics, Mode, Model, Noise, PlanResult, PlanState, SequenceBatch
+from worldmpc.types import ActOutput, Carry, EnvSpec, GameCarry, Metrics, Mode, Noise, PlanResult, PlanState, SequenceBatch
 
 
-class TDMPC2:
+class TDMPC2(ImaginesOpponents, Conveniences):
     """Plans in the latent space of a world model that it learns from replayed windows, with Box and with Discrete actions.
 
     Args:
@@ -41,26 +43,26 @@ class TDMPC2:
         total_updates: length of the learning-rate schedule.
 
     Raises:
-        ConfigError: observations that the encoder does not support.
+        ConfigError: observations that the encoder does not support, or opponents to imagine where nobody else plays.
     """
 
     def __init__(self, config: RunConfig, spec: EnvSpec, device: torch.device | str = "cpu", total_updates: int = 1) -> None:
         self.config, self.spec, self.device = config, spec, torch.device(device)
         self.discount = discount_of(config, spec)
         self.terminates = config.model.termination == "on" or (config.model.termination == "auto" and spec.can_terminate)
-        self.model = WorldModel(
-            config.model, vector_dim(spec), spec.action_dim, terminates=self.terminates, discrete=spec.discrete, seed=config.seed
-        )
+        kind = {"terminates": self.terminates, "discrete": spec.discrete, "other_dim": imagined_dim(config, spec), "seed": config.seed}
+        self.model = WorldModel(config.model, vector_dim(spec), spec.action_dim, **kind)
         self.model.auxiliary = make_auxiliary(config.multi_gamma, self.model, self.discount)
         self.model.to(self.device)
         self.planner = make_planner(config.planner, spec.action_dim, self.discount, self.model.num_q, spec.discrete)
         self.objectives = Objectives(config, self.model, self.discount)
         self._total_updates = total_updates
         self.begin_learning()
+        self.simulation = make_simulation(config, spec, self.model, self.device, total_updates)
         self.streams = Streams(config.seed, self.device, "reanalyze")
         self.prior = make_prior(config, spec, self.model.latent_dim, self.device, total_updates)
         self.model.trajectory = None if self.prior is None else self.prior.model
-        self._plan = maybe_compile(self._refine, config.compile)
+        self._plan = maybe_compile(lambda *how: self.planner.plan(*how), config.compile)  # asked late: another one may take its place
         how = {"explore": {"explore": True}, "eval": {"explore": False}, "anew": {"explore": False, "anew": True}}
         self._verbs: dict[str, Callable[..., PlanResult]] = {name: functools.partial(self.plan, **kind) for name, kind in how.items()}
         if config.cuda_graph:
@@ -87,12 +89,12 @@ class TDMPC2:
         """Updates so far."""
         return self.learner.updates
 
-    def init_carry(self, num_envs: int) -> Carry:
+    def init_carry(self, num_envs: int) -> Carry | GameCarry:
         """Return the carry of ``num_envs`` fresh episodes."""
-        return Carry(self.planner.init(num_envs, self.device))
+        return self._carry_of(self.planner.init(num_envs, self.device))
 
     @torch.no_grad()
-    def act(self, carry: Carry, obs: Tensor, mode: Mode) -> ActOutput:
+    def act(self, carry: Carry | GameCarry, obs: Tensor, mode: Mode) -> ActOutput:
         """Choose actions: [E, O] -> [E, A] in [-1, 1], or one-hot; ``mode`` is explore, eval, or prior (the policy's mean)."""
         obs, stream = obs.to(self.device), self.streams.acting(mode)
         if mode == "prior" or not self.config.planner.mpc:
@@ -100,19 +102,18 @@ class TDMPC2:
             action = self.model.propose(self.model.encode(obs), eps if mode == "explore" else torch.zeros_like(eps))
             return ActOutput(action, carry, {}, {})
         noise = stream.draw(self.planner.noise_specs(len(obs)))
+        if isinstance(carry, GameCarry):
+            return self._act_in_game(carry, obs, noise, stream, mode)
         return plan_output(self._verbs[mode](obs, carry.plan, noise))
 
-    def plan(self, obs: Tensor, state: PlanState, noise: Noise, explore: bool, anew: bool = False) -> PlanResult:
-        """Encode observations [E, O] and plan from there; ``anew`` with the wider proposals of reanalysis."""
-        model = self._wider() if anew else self.model
+    def plan(self, obs: Tensor, state: PlanState, noise: Noise, explore: bool, anew: bool = False, model: Any = None) -> PlanResult:
+        """Encode observations [E, O] and plan from there, in another ``model``; ``anew`` with the wider proposals of reanalysis."""
+        model = self._wider() if anew else model or self.model
         with constant_parameters(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.planner.precision == "bf16"):
             return self._plan(model, self.model.encode(obs), state, noise, explore)
 
     def _wider(self) -> WiderProposals:
         return WiderProposals(self.model, self.config.reanalyze.log_std_min, self.config.reanalyze.log_std_max)
-
-    def _refine(self, model: Model, z: Tensor, state: PlanState, noise: Noise, explore: bool) -> PlanResult:
-        return self.planner.plan(model, z, state, noise, explore)
 
     @torch.no_grad()
     def replan(self, obs: Tensor) -> dict[str, Tensor]:
@@ -125,8 +126,7 @@ class TDMPC2:
         config, replay = self.config, plan_replay(self.config, self.spec, num_envs, self.device)
         first = seed_decisions(config, self.spec.episode_length)
         refresh = None
-        if config.reanalyze.interval:
-            self._wider()  # or what cannot be done would show only once the first reanalysis is due
+        if config.reanalyze.interval and self._wider():  # what cannot be done shows here, not once the first reanalysis is due
             refresh = Reanalyze(config.reanalyze, replay, self.replan, self.learner.policy_from)
         return ReplaySource(replay, config.loss.batch_size, config.train.utd, first, generator, refresh=refresh)
 
@@ -139,7 +139,7 @@ class TDMPC2:
         metrics = self.learner.update(batch, noise)
         if self.prior is not None:
             metrics |= self.prior.update(self.model.encode(batch.obs[0]).detach(), batch.action, batch.mask)
-        return metrics
+        return metrics | (self.simulation.update(batch) if self.simulation is not None else {})
 
     def reset_eval_noise(self, *index: int) -> None:
         """Start the evaluation stream anew."""
@@ -152,6 +152,7 @@ class TDMPC2:
             **self.learner.state_dict(),
             "streams": self.streams.state_dict(),
             "prior": state_of(self.prior),
+            "simulation": state_of(self.simulation),
             "multi_gamma": record_of(self.model.auxiliary),
         }
 
@@ -166,3 +167,4 @@ class TDMPC2:
         self.learner.load_state_dict(state)
         self.streams.load_state_dict(state["streams"])
         restore(self.prior, state.get("prior"))
+        restore(self.simulation, state.get("simulation"))

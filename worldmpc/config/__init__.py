@@ -8,6 +8,7 @@ imports torch, so that the command line starts fast. A field's ``help`` is the t
 from worldmpc.config.base import ConfigError, lookup, merge, nest
 from worldmpc.config.checks import validate
 from worldmpc.config.hierarchy import GoalVAEConfig, ManagerConfig, WorkerConfig, goal_weight, too_long_interval
+from worldmpc.config.opponents import OpponentsConfig, OpponentSimulationConfig
 from worldmpc.config.presets import AGENTS, NAMED_TASKS, PRESETS, TUNED, expand_task, preset_values
 from worldmpc.config.readers import LATENT, planner_reads
 from worldmpc.config.run import (
@@ -35,7 +36,6 @@ from worldmpc.config.sections import (
     MBMPCConfig,
     ModelConfig,
     MultiGammaConfig,
-    OpponentsConfig,
     OptimConfig,
     PlannerConfig,
     PolicyConfig,
@@ -76,6 +76,7 @@ __all__ = [
     "MBMPCConfig",
     "ModelConfig",
     "MultiGammaConfig",
+    "OpponentSimulationConfig",
     "OpponentsConfig",
     "OptimConfig",
     "PPOConfig",

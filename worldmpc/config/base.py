@@ -80,6 +80,17 @@ def build(cls: type, data: Mapping[str, Any], unknown: Callable[[str], ConfigErr
     return cls(**values)
 
 
+def _named(item: Any, dotted: str) -> Any:
+    """Return ``{type: T, path: P}`` as ``T:P``, and anything else as it is."""
+    if not isinstance(item, Mapping):
+        return item
+    if set(item) == {"type"}:
+        return item["type"]
+    if set(item) != {"type", "path"}:
+        raise ConfigError(f"{dotted}: expected type and path, as in {{type: TDMPC2, path: ...}}, got {dict(item)}")
+    return f"{item['type']}:{item['path']}"
+
+
 def _convert(value: Any, kind: Any, dotted: str) -> Any:
     """Check a leaf against its annotation; numbers may widen from int to float, and an integral name to str."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -111,7 +122,7 @@ def _convert(value: Any, kind: Any, dotted: str) -> Any:
         if not isinstance(value, Sequence) or isinstance(value, str):
             words = [word for part in typing.get_args(arguments[0]) for word in typing.get_args(part)]
             raise ConfigError(f"{dotted}: expected a list, as in {dotted}=[{f'{words[0]},0.97' if words else '1,2,3'}], got {value!r}")
-        return tuple(_convert(item, arguments[0], dotted) for item in value)
+        return tuple(_convert(_named(item, dotted), arguments[0], dotted) for item in value)
     if not isinstance(value, kind):
         raise ConfigError(f"{dotted}: expected {kind.__name__}, got {value!r}")
     return value

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from worldmpc.config.base import ConfigError, lookup
 from worldmpc.config.hierarchy import check_director
+from worldmpc.config.opponents import check_opponents
 from worldmpc.config.presets import PRESETS
 from worldmpc.config.readers import LATENT
 from worldmpc.config.sections import MODEL_SIZES, resolve_model
@@ -25,7 +26,8 @@ _AT_LEAST_1 = (
     "dynamics.max_epochs, dynamics.patience, mbmpc.fit_every, dqn.n_step, dqn.target_every, ppo.rollout_steps, ppo.minibatch_size, "
     "ppo.update_epochs, td3.policy_delay, model.num_dynamics, value.n_step, value.td_horizon, reanalyze.batch_size, "
     "multi_gamma.log_num_examples, goal_vae.n_latents, goal_vae.anneal_steps, manager.goal_interval, manager.imagined_goals, "
-    "manager.batch_size, manager.update_every, worker.num_q, opponents.snapshot_every, opponents.snapshots, opponents.win_bonus_games"
+    "manager.batch_size, manager.update_every, worker.num_q, opponents.snapshot_every, opponents.snapshots, "
+    "opponents.win_bonus_games, opponent_simulation.samples, opponent_simulation.buffer, opponent_simulation.batch_size"
 )
 _AT_LEAST_1_OR_NULL = (
     "loss.horizon, train.reset_every, goal_vae.hidden_dim, manager.hidden_dim, worker.batch_size, "
@@ -37,7 +39,8 @@ _AT_LEAST_0 = (
     "loss.reward_coef, loss.value_coef, loss.termination_coef, loss.entropy_coef, dynamics.weight_decay, mbmpc.gradient_steps, "
     "ppo.vf_coef, ppo.ent_coef, td3.exploration_noise, td3.target_noise, td3.noise_clip, planner.uncertainty_coef, "
     "manager.intrinsic_coef, worker.task_weight, "
-    "opponents.win_bonus, opponents.win_bonus_final, policy.scale_threshold, reanalyze.interval, multi_gamma.loss_weight, multi_gamma.hidden_layers"
+    "opponents.win_bonus, opponents.win_bonus_final, "
+    "policy.scale_threshold, reanalyze.interval, multi_gamma.loss_weight, multi_gamma.hidden_layers"
 )
 _POSITIVE = (
     "optim.lr, optim.grad_clip_norm, train.utd, train.max_loss, planner.min_std, planner.gradient_lr, planner.dirichlet_alpha, "
@@ -46,13 +49,16 @@ _POSITIVE = (
 )
 _SHARES = (
     "planner.uniform_mix, planner.keep_elites, planner.root_noise, dqn.epsilon_start, dqn.epsilon_end, dqn.epsilon_fraction, "
-    "ppo.gae_lambda, value.lam, manager.lam, manager.ent_target, goal_vae.kl_target"
+    "ppo.gae_lambda, value.lam, manager.lam, manager.ent_target, goal_vae.kl_target, opponents.win_discount"
 )
 _SHARES_BELOW_1 = (
     "opponents.win_discount, goal_vae.unimix, manager.gamma, worker.gamma, planner.momentum, dynamics.holdout, ppo.gamma, model.dropout"
 )
-_RATES = "manager.tau, loss.rho, loss.tau, optim.enc_lr_scale, optim.final_lr_scale, mbmpc.tau, sac.tau, td3.tau"
-_HIDDEN = "dynamics.hidden, mbmpc.hidden, dqn.hidden, ppo.hidden, sac.hidden, td3.hidden"
+_RATES = (
+    "manager.tau, loss.rho, loss.tau, optim.enc_lr_scale, optim.final_lr_scale, mbmpc.tau, sac.tau, td3.tau, "
+    "opponent_simulation.cvar_share, opponent_simulation.belief_decay, opponent_simulation.lr_scale"
+)
+_HIDDEN = "opponent_simulation.hidden, dynamics.hidden, mbmpc.hidden, dqn.hidden, ppo.hidden, sac.hidden, td3.hidden"
 
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (_AT_LEAST_1, lambda value: value >= 1, "at least 1"),
@@ -99,7 +105,7 @@ def validate(config: RunConfig) -> RunConfig:
             _require(config, holds(lookup(config, name)), name, expected)
     for check in (
         _check_env,
-        _check_opponents,
+        check_opponents,
         _check_seeds,
         _check_optim,
         _check_planner,
@@ -130,19 +136,6 @@ def _check_env(config: RunConfig) -> None:
     if config.env.num_workers is not None:
         _require(config, config.env.workers == "async", "env.num_workers", "null, as env.workers=sync has no worker processes")
         _require(config, config.env.num_workers <= config.env.num_envs, "env.num_workers", f"at most env.num_envs ({config.env.num_envs})")
-
-
-def _check_opponents(config: RunConfig) -> None:
-    names, weights = config.opponents.name, config.opponents.weights
-    _require(config, len(names) > 0, "opponents.name", "at least one opponent, as in opponents=weak")
-    _require(
-        config, not weights or len(weights) == len(names), "opponents.weights", f"a number for each of {len(names)} opponents, or none"
-    )
-    positive = not weights or (min(weights) >= 0 and sum(weights) > 0)
-    _require(config, positive, "opponents.weights", "numbers of 0 or more, one of them above 0")
-    files = [name for name in names if name.endswith((".json", ".yaml", ".yml"))]
-    if files and (len(names) > 1 or weights):
-        raise ConfigError(f"opponents.name: the curriculum {files[0]} says who plays and how often; name nobody else")
 
 
 def _check_seeds(config: RunConfig) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from worldmpc.config.base import ConfigError, build, hints, key, lookup, merge, nest
 from worldmpc.config.checks import validate
 from worldmpc.config.hierarchy import GoalVAEConfig, ManagerConfig, WorkerConfig
+from worldmpc.config.opponents import OpponentsConfig, OpponentSimulationConfig
 from worldmpc.config.presets import expand_task, preset_values
 from worldmpc.config.readers import LATENT, PLANNING, check_readers
 from worldmpc.config.sections import (
@@ -26,7 +27,6 @@ from worldmpc.config.sections import (
     MBMPCConfig,
     ModelConfig,
     MultiGammaConfig,
-    OpponentsConfig,
     OptimConfig,
     PlannerConfig,
     PolicyConfig,
@@ -74,6 +74,7 @@ class RunConfig:
     resume: str = key("never", "never: start a fresh run; auto: continue the newest checkpoint of this run, if any; or a checkpoint's path")
     env: EnvConfig = field(default_factory=EnvConfig)
     opponents: OpponentsConfig = field(default_factory=OpponentsConfig)
+    opponent_simulation: OpponentSimulationConfig = field(default_factory=OpponentSimulationConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)

@@ -184,32 +184,6 @@ class TD3Config:
 
 
 @dataclass(frozen=True)
-class OpponentsConfig:
-    """Whom a two-player task is played against."""
-
-    name: tuple[str, ...] = key(
-        ("self_play",),
-        "opponents=weak, [weak,strong], a checkpoint's or run's path, TYPE:path, self_play (snapshots of the learner), or a curriculum file "
-        "(.json, .yaml)",
-    )
-    weights: tuple[float, ...] = key((), "how often each of them is chosen; empty: alike")
-    choose: Literal["weighted", "pfsp"] = key(
-        "weighted", "per game: by weights, or by weight times p (1 - p) of the running score p, so that open games come most"
-    )
-    snapshot_every: int = key(20_000, "self_play: decisions between snapshots")
-    snapshots: int = key(10, "self_play: newest snapshots that are played against")
-    mode: Literal["eval", "prior"] = key(
-        "eval", "how opponents that plan act: eval: as in evaluations; prior: by their policy alone, faster"
-    )
-    win_bonus: float = key(
-        0.0, "reward added to the steps of won games at sampling, discounted from their end; a curriculum says it itself"
-    )
-    win_bonus_final: float = key(0.0, "what win_bonus falls to")
-    win_bonus_games: int = key(2_000, "games within which it does, linearly")
-    win_discount: float = key(0.92, "discount of win_bonus per step")
-
-
-@dataclass(frozen=True)
 class LossConfig:
     """Objective."""
 

@@ -179,5 +179,5 @@ def make_learner(config: RunConfig, model: WorldModel, objectives: Objectives, t
         torch.ones((), device=optimizer.flats[0].device),
         policy_from=policy_from,
         reset=model.reset_last_layers,
-        check=functools.partial(check_all_learn, model, (optimizer, policy), apart_from=("trajectory.",)),
+        check=functools.partial(check_all_learn, model, (optimizer, policy), apart_from=("trajectory.", "opponents.")),
     )

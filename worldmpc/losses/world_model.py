@@ -48,7 +48,7 @@ def roll(model: WorldModel, batch: SequenceBatch, discount: float, rho: float, n
     value = value or ValueConfig()
     z = torch.cat((first.detach()[None], next_z[:-1])) if value.target == "model" else None
     target, bootstrap = value_targets(value, model, z, next_z, batch, discount, noise)
-    return Rollout(model.imagine(first, batch.action), next_z, target, time_weights(rho, batch.mask), bootstrap)
+    return Rollout(model.imagine(first, model.acted(batch)), next_z, target, time_weights(rho, batch.mask), bootstrap)
 
 
 def for_each_dynamics(batch: SequenceBatch, count: int) -> SequenceBatch:
@@ -63,7 +63,7 @@ def consistency(model: WorldModel, rollout: Rollout, batch: SequenceBatch, noise
 
 def reward(model: WorldModel, rollout: Rollout, batch: SequenceBatch, noise: Noise) -> tuple[Tensor, Metrics]:
     """Two-hot cross-entropy of the reward on imagined latents -> [T, B]."""
-    logits = model.reward(rollout.zs[:-1], batch.action)
+    logits = model.reward(rollout.zs[:-1], model.acted(batch))
     return model.two_hot.loss(logits, batch.reward) * rollout.time_weight, {}
 
 

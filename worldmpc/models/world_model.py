@@ -15,7 +15,7 @@ from worldmpc.models.auxiliary import AuxiliaryValues
 from worldmpc.models.nets import MLP, EnsembleMLP, SimNorm, init_weights
 from worldmpc.models.two_hot import TwoHot
 from worldmpc.noise import derive_seed, gumbel
-from worldmpc.types import ModelStep, PolicySample
+from worldmpc.types import ModelStep, PolicySample, SequenceBatch
 
 
 class WorldModel(nn.Module):
@@ -27,6 +27,8 @@ class WorldModel(nn.Module):
         action_dim: action dimensions, or choices.
         terminates: build the termination head.
         discrete: actions are choices: the policy prior is categorical, and its actions are one-hot vectors.
+        other_dim: action dimensions, or choices, of another player, whose action dynamics and reward read behind the own one; whoever
+            imagines then says what it does.
         seed: seed of the initial weights.
 
     Raises:
@@ -34,7 +36,15 @@ class WorldModel(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, obs_dim: int, action_dim: int, *, terminates: bool = False, discrete: bool = False, seed: int = 1
+        self,
+        config: ModelConfig,
+        obs_dim: int,
+        action_dim: int,
+        *,
+        terminates: bool = False,
+        discrete: bool = False,
+        other_dim: int = 0,
+        seed: int = 1,
     ) -> None:
         super().__init__()
         config = resolve_model(config)
@@ -42,15 +52,16 @@ class WorldModel(nn.Module):
         if config.latent_dim % config.simnorm_dim:
             raise ConfigError(f"model.latent_dim: expected a multiple of model.simnorm_dim ({config.simnorm_dim}), got {config.latent_dim}")
         self.config, self.obs_dim, self.action_dim, self.discrete, self.seed = config, obs_dim, action_dim, discrete, seed
+        self.other_dim = other_dim
         latent, hidden, joint = config.latent_dim, [config.mlp_dim] * 2, config.latent_dim + action_dim
         simnorm = SimNorm(config.simnorm_dim, config.simnorm_layout)
         self.two_hot = TwoHot(config.num_bins, config.vmin, config.vmax)
         self.encoder = MLP(obs_dim, [config.enc_dim] * max(config.num_enc_layers - 1, 1), latent, simnorm)
-        networks = [MLP(joint, hidden, latent, simnorm) for _ in range(config.num_dynamics)]
+        networks = [MLP(joint + other_dim, hidden, latent, simnorm) for _ in range(config.num_dynamics)]
         self.dynamics: nn.Module = networks[0] if len(networks) == 1 else nn.ModuleList(networks)
         if len(networks) > 1:
             self.num_particles = len(networks)
-        self.reward = MLP(joint, hidden, config.num_bins)
+        self.reward = MLP(joint + other_dim, hidden, config.num_bins)
         self.pi = MLP(latent, hidden, action_dim if discrete else 2 * action_dim)
         self.q = EnsembleMLP(config.num_q, joint, hidden, config.num_bins) if config.value == "q" else None
         self.v = EnsembleMLP(config.num_q, latent, hidden, config.num_bins) if config.value == "v" else None
@@ -67,6 +78,8 @@ class WorldModel(nn.Module):
         """Values at further discounts, where the agent learns some."""
         if discrete:
             self.action_probs = self._action_probs
+        self.opponents: nn.Module | None = None
+        """Networks that imagine another player, where the agent learns some."""
         self.trajectory: nn.Module | None = None
         """A learned prior over action sequences, where the agent trains one."""
 
@@ -198,6 +211,10 @@ class WorldModel(nn.Module):
 
     def _parts(self) -> tuple[nn.Module | None, ...]:
         return self.dynamics, self.reward, self.pi, self.critics, self.termination, self.two_hot
+
+    def acted(self, batch: SequenceBatch) -> Tensor:
+        """What dynamics and reward read of replayed steps: own actions, with those of another player behind them, [T, B, A (+ A2)]."""
+        return torch.cat((batch.action, batch.extras["other_action"]), -1) if self.other_dim else batch.action
 
     def cont(self, z: Tensor) -> Tensor:
         """Probability that the episode goes on after reaching a latent (0 or 1 with ``continuation=hard``): [..., Z] -> [...]."""

@@ -160,6 +160,9 @@ def _series(
             action[where, part] = chosen.to(action)
             carries[index] = tree_put(carries[index], where, then)
         envs.step_async(action, active)
+        for index, (side, view, part) in enumerate(zip(sides, views, parts[::-1], strict=True)):
+            then = side.watch(tree_rows(carries[index], where), view[where], action[where, part])
+            carries[index] = tree_put(carries[index], where, then)
         step = envs.step_wait()
         obs = step.obs
         returns += step.reward

@@ -65,6 +65,8 @@ class Match:
         self._carries: dict[str, Any] = {}
         self.finished: list[dict[str, Any]] = []
         """Games that ended with the last step: ``opponent``, ``winner`` (1 the player, -1 the opponent), ``seat`` of the player."""
+        self.played: list[str] = []
+        """Names of those who played in the last step, [E]."""
         self._under_way: tuple[Tensor, Tensor] | None = None
         envs.options = self._begin
 
@@ -113,7 +115,7 @@ class Match:
         """
         assert self._under_way is not None
         (own, answer), self._under_way = self._under_way, None
-        playing, first_view = list(self._now), self.other_obs
+        self.played, first_view = list(self._now), self.other_obs
         step = self._receive()
         active = ~(step.terminated | step.truncated)
         reward, count, taken = step.reward, torch.ones(self.num_envs), answer
@@ -133,7 +135,7 @@ class Match:
         extras = {
             "other_obs": first_view,
             "other_action": taken / count[:, None],
-            "opponent": torch.tensor([float(numbers[name]) for name in playing]),
+            "opponent": torch.tensor([float(numbers[name]) for name in self.played]),
             "winner": winner,
         }
         width = self._width
@@ -143,7 +145,7 @@ class Match:
 
     def _send(self, own: Tensor, active: Tensor) -> Tensor:
         """Begin a step of the active games with the player's actions and the opponents' answers, which are returned, [E, A2]."""
-        answer = self._answers(self.other_obs, active)
+        answer = self._answers(self.other_obs, own, active)
         self.joint.step_async(torch.cat((own, answer), 1), active)
         return answer
 
@@ -224,16 +226,21 @@ class Match:
             self._carries[name] = blank if kept is None else tree_put(kept, where, tree_rows(blank, where))
         self._carries = {name: carry for name, carry in self._carries.items() if name in self._now}
 
-    def _answers(self, other_obs: Tensor, active: Tensor) -> Tensor:
-        """Let every opponent decide for those of its games that are active [E]: [E, *O2] -> [E, A2], 0 elsewhere."""
+    def _answers(self, other_obs: Tensor, own: Tensor, active: Tensor) -> Tensor:
+        """Let every opponent decide for those of its games that are active [E], and then see the player's action.
+
+        Its views [E, *O2], the player's actions [E, A] -> [E, A2], 0 elsewhere.
+        """
         assert self.spec.other is not None
         answers = torch.zeros(self.num_envs, self.spec.other.action_dim)
         envs = active.nonzero().flatten().tolist()
         for name in dict.fromkeys(self._now[env] for env in envs):
             where = torch.tensor([env for env in envs if self._now[env] == name])
             carry = self._carries[name]
-            action, then = self.pool.players[name].act(tree_rows(carry, where), other_obs[where], self._stream.generator)
+            player, view = self.pool.players[name], other_obs[where]
+            action, then = player.act(tree_rows(carry, where), view, self._stream.generator)
             answers[where] = action.to(answers)
+            then = player.watch(then, view, own[where])
             self._carries[name] = tree_put(carry, where, then)
         return answers
 

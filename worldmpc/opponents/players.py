@@ -26,6 +26,10 @@ class Player(Protocol):
         """Own views [games, *O] -> actions [games, A] in [-1, 1], or one-hot, and what it remembers then."""
         ...
 
+    def watch(self, carry: Any, obs: Tensor, other_action: Tensor) -> Any:
+        """See what the other player did in a step: own views acted on [games, *O], its actions [games, A2] -> what it remembers then."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Return what makes it go on exactly, besides carries and parameters."""
         ...
@@ -36,6 +40,9 @@ class Player(Protocol):
 
 
 class _Stateless:
+    def watch(self, carry: Any, obs: Tensor, other_action: Tensor) -> Any:
+        return carry
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
@@ -129,6 +136,16 @@ class AgentPlayer:
             output = self.agent.act(tree_rows(own, due), obs[due], self.mode)
             own, action = tree_put(own, due, output.carry), action.index_copy(0, due, output.action.detach().to(action))
         return action, (own, action, (held - 1) % self.agent.spec.action_repeat)
+
+    def watch(self, carry: tuple[Any, Tensor, Tensor], obs: Tensor, other_action: Tensor) -> tuple[Any, Tensor, Tensor]:
+        """Let an agent that imagines opponents see what the other player did, in steps that it decided in."""
+        agent: Any = self.agent
+        own, action, held = carry
+        decided = (held == self.agent.spec.action_repeat - 1).nonzero().flatten()
+        if getattr(agent, "simulation", None) is None or not len(decided):
+            return carry
+        seen = agent.watch_game(tree_rows(own, decided), obs[decided], {"other_action": other_action[decided]})
+        return tree_put(own, decided, seen), action, held
 
     def state_dict(self) -> dict[str, Any]:
         """Return how often it has decided."""

@@ -85,6 +85,9 @@ def rollout_return(
         weight = torch.where(over, weight, weight * discount * cont)
     value = value + weight * model.terminal_value(steps.z[-1], eps, critics).masked_fill(weight == 0, 0.0)
     if particles > 1:
+        aggregate = getattr(model, "aggregate", None)
+        if aggregate is not None:
+            return aggregate(value).to(actions.dtype)
         value = value.mean(0) - uncertainty_coef * value.std(0) if uncertainty_coef else value.mean(0)
     return value.to(actions.dtype)  # of a reward in float64, actions would become that
 

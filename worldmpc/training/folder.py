@@ -19,6 +19,7 @@ from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.training.checkpoint import CheckpointStore, check_same_architecture, load_checkpoint
 from worldmpc.training.logger import RunLogger
 from worldmpc.training.trainer import DivergenceError, TrainState, check_losses
+from worldmpc.training.transfer import fit_opponents
 from worldmpc.types import EnvSpec, Mirror, Seat
 
 FREE = ("steps", "eval_freq", "device", "threads", "compile", "cuda_graph", "seeds", "log", "checkpoint", "eval", "label")
@@ -165,6 +166,9 @@ def restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, confi
     for name, before, now in changes:
         if _fixed(name) and not name.startswith("model."):  # of whose widths the tensors say more
             raise ConfigError(f"resume: {checkpoint} was made with {name}={before}, which cannot become {now}; begin a new run")
+    tree["agent"], notes = fit_opponents(tree["agent"], state.agent)
+    for note in notes:
+        logger.message(f"resume: {note}")
     check_same_architecture(state.agent.model.state_dict(), tree["agent"]["model"])
     for name, before, now in changes:
         if _fixed(name):

@@ -26,6 +26,7 @@ from worldmpc.training.checkpoint import (
 )
 from worldmpc.training.folder import spec_from
 from worldmpc.training.policy_store import TrainingCheckpointer
+from worldmpc.training.transfer import fit_opponents
 from worldmpc.types import Agent, EnvSpec
 
 
@@ -157,6 +158,9 @@ def _load_own(path: Path, task: Task | EnvSpec | None, device: str, changes: Map
         state = {**state, "model": parameters, "prior": None}
     if state.get("prior") is None:
         _refuse_prior(path, config)
+    state, notes = fit_opponents(state, agent)
+    for note in notes:
+        warnings.warn(f"{path}: {note}", stacklevel=3)
     check_same_architecture(agent.model.state_dict(), state["model"])
     agent.load_state_dict({**state, "streams": agent.state_dict()["streams"]})
     return agent, config

@@ -298,6 +298,7 @@ def _observe(state: TrainState, obs: Tensor, output: ActOutput, step: EnvStep) -
         )
     )
     state.act_metrics, state.settled = output.metrics, False
+    output = _watched(state, obs, output, step)
     fresh = step.terminated | step.truncated | ~step.valid
     state.carry = output.carry
     if fresh.any():
@@ -306,6 +307,15 @@ def _observe(state: TrainState, obs: Tensor, output: ActOutput, step: EnvStep) -
     finished = state.tally.note(step)
     state.finished.extend(finished.values())
     state.episodes += len(finished)
+
+
+def _watched(state: TrainState, obs: Tensor, output: ActOutput, step: EnvStep) -> ActOutput:
+    """Let an agent that imagines opponents see what they did."""
+    agent: Any = state.agent
+    if not isinstance(state.envs, Match) or getattr(agent, "simulation", None) is None:
+        return output
+    fresh = step.terminated | step.truncated
+    return output._replace(carry=agent.watch_game(output.carry, obs, step.extras, names=state.envs.played, fresh=fresh))
 
 
 def learn_together(team: Team, states: Sequence[TrainState], until_done: bool = False) -> bool:

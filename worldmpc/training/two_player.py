@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from worldmpc.opponents.loaders import Context, load_player, read_name
 from worldmpc.opponents.match import Envs, Match, player_spec
 from worldmpc.opponents.players import AgentPlayer, Player
 from worldmpc.opponents.pool import SELF_PLAY, Entry, Phase, Pool, Schedule
+from worldmpc.opponents.simulation import Demonstrations
 from worldmpc.training.checkpoint import META, load_checkpoint
 from worldmpc.training.evaluator import EvalResult
 from worldmpc.training.evaluator import Stopped as EvaluationStopped
-from worldmpc.training.restore import load_agent
+from worldmpc.training.restore import find_checkpoint, load_agent
 from worldmpc.types import Agent, EnvSpec, Mode, Seat
 
 
@@ -164,3 +166,29 @@ def game_rows(result: EvalResult) -> list[dict[str, Any]]:
         counted = tally(series)
         rows.append({"opponent": name, "games": counted.games, **counted._asdict(), "score": counted.score})
     return rows
+
+
+def attach_references(agent: Agent, games: int) -> None:
+    """Load the references of an agent that imagines opponents and is to learn from them, and watch ``games`` at once with them.
+
+    Raises:
+        ConfigError: a reference that is unknown, or sees or does other things.
+        CheckpointError: a reference's checkpoint cannot be read.
+    """
+    simulation = getattr(agent, "simulation", None)
+    if simulation is None:
+        return
+    context = context_of(agent.spec.name, simulation.other, "prior")
+    players = {name: load_player(name, context) for name in simulation.references}
+    simulation.demonstrations = Demonstrations(players, games, agent.config.seed)
+    for name in simulation.references:
+        simulation.ids[name] = identity(name)
+
+
+def identity(name: str) -> str:
+    """Return what an opponent is known by wherever it lies: a bot's name, or the digest of what was saved."""
+    path = read_name(name).path
+    if path is None:
+        return name
+    found = Path(path) if (Path(path) / META).is_file() and not (Path(path) / "checkpoints").is_dir() else find_checkpoint(path)
+    return hashlib.sha256((found / META).read_bytes() if found.is_dir() else found.read_bytes()).hexdigest()[:16]
