@@ -51,6 +51,7 @@ SUITES: dict[str, str] = {
     "toy": "worldmpc.envs.toy:make",
     "maze": "worldmpc.envs.maze:make",
     "hockey": "worldmpc.envs.hockey:make",
+    "hockey-real": "worldmpc.envs.hockey_real:make",
     "pettingzoo": "worldmpc.envs.pettingzoo:make",
 }
 """Suite -> ``module:function`` that makes its environments; the module also has ``list_names`` and ``resolve``."""

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worldmpc.config import ConfigError
 from worldmpc.envs.wrappers import SuiteEnv, nearest_name
+
+if TYPE_CHECKING:
+    from worldmpc.envs.hockey.env import HockeyEnv, HockeyParallelEnv
 
 DEFAULT = "self-play"
 _OPPONENTS = {"vs-weak": "weak", "vs-strong": "strong", "self-play": None}
@@ -51,17 +54,40 @@ def make(name: str, *, index: int = 0, unlimited: bool = False, render: bool = F
     Raises:
         ConfigError: the packages that it needs are missing.
     """
-    missing = [package for package in ("Box2D", "pettingzoo", *(["pygame"] if render else [])) if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ConfigError(f"hockey needs {', '.join(missing)}; install with: pip install 'worldmpc[hockey]'")
+    check_packages("hockey", render)
     from worldmpc.envs.hockey.env import HockeyEnv, HockeyParallelEnv
 
-    rules = {**TASKS[name], "timed": not unlimited, "render_mode": "rgb_array" if render else None}
+    return build(f"hockey/{name}", TASKS[name], HockeyEnv, HockeyParallelEnv, unlimited=unlimited, render=render)
+
+
+def check_packages(suite: str, render: bool) -> None:
+    """Refuse where what all of hockey needs is missing.
+
+    Raises:
+        ConfigError: the packages, and how to install them.
+    """
+    needed = ["Box2D", "pettingzoo", *(["pygame"] if render else [])]
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ConfigError(f"{suite} needs {', '.join(missing)}; install with: pip install 'worldmpc[hockey]'")
+
+
+def build(
+    full_name: str,
+    task: dict[str, Any],
+    single: type[HockeyEnv],
+    both: type[HockeyParallelEnv],
+    *,
+    unlimited: bool,
+    render: bool,
+) -> SuiteEnv:
+    """Make a task's environment from the class for one player or, without an opponent, the one for two."""
+    rules = {**task, "timed": not unlimited, "render_mode": "rgb_array" if render else None}
     if rules["opponent"] is not None:
-        env = HockeyEnv(**rules)
-        return SuiteEnv(env, f"hockey/{name}", None if unlimited else env.game.limit + 1)
+        env = single(**rules)
+        return SuiteEnv(env, full_name, None if unlimited else env.game.limit + 1)
     from worldmpc.envs.two_player import JointEnv
 
     del rules["opponent"]
-    game = HockeyParallelEnv(**rules)
-    return SuiteEnv(JointEnv(game, name=f"hockey/{name}"), f"hockey/{name}", None if unlimited else game.game.limit + 1)
+    game = both(**rules)
+    return SuiteEnv(JointEnv(game, name=full_name), full_name, None if unlimited else game.game.limit + 1)

@@ -108,7 +108,7 @@ _WALLS, _GOALS = [_wall(corners) for corners in WALLS], [_goal(-1), _goal(1)]
 _RACKETS, _PUCK = [_racket(0, 1), _racket(1, -1)], _puck()
 
 
-class _Body(NamedTuple):
+class Body(NamedTuple):
     """A racket or the puck as the engine has it; its place and velocity are the engine's own, and change with it."""
 
     body: Any
@@ -151,7 +151,7 @@ class Rink:
             self._world.CreateBody(part.definition)
         self.players: list[Any] = []
         self.puck: Any = None
-        self._bodies: list[_Body] = []
+        self._bodies: list[Body] = []
 
     def place(self, state: RinkState) -> None:
         """Put rackets and puck where they are to be, in a world made anew, and forget goals.
@@ -160,7 +160,7 @@ class Rink:
         """
         self._build()
         *self.players, self.puck = (self._world.CreateBody(part.definition) for part in (*_RACKETS, _PUCK))
-        self._bodies = [_Body(body, body.position, body.linearVelocity, body.mass) for body in (*self.players, self.puck)]
+        self._bodies = [in_engine(body) for body in (*self.players, self.puck)]
         self.winner, self._thrown = 0, None
         self.move(state)
 
@@ -177,9 +177,8 @@ class Rink:
     @property
     def state(self) -> RinkState:
         """Where everything is, and how it moves."""
-        one, two, (puck, place, velocity, _) = self._bodies
-        lies = place.x - CENTER_X, place.y - CENTER_Y, velocity.x, velocity.y, puck.angularVelocity
-        return RinkState(_motion(one), _motion(two), lies, (self.held[0], self.held[1]))
+        one, two, puck = self._bodies
+        return state_of(one, two, puck, (self.held[0], self.held[1]))
 
     def throw_puck(self, vx: float, vy: float) -> None:
         """Let the next step speed up the puck by this, less its damping."""
@@ -242,12 +241,24 @@ class _Contacts(Box2D.b2ContactListener):
             self._rink.winner = kinds["goal"]
 
 
-def _motion(racket: _Body) -> tuple[float, float, float, float, float, float]:
+def in_engine(body: Any) -> Body:
+    """Return a body of the engine's with what is read of it in each step; it may be used as long as its world is there."""
+    return Body(body, body.position, body.linearVelocity, body.mass)
+
+
+def state_of(one: Body, two: Body, puck: Body, held: tuple[int, int]) -> RinkState:
+    """Return where both rackets and the puck are, and how they move."""
+    body, place, velocity, _ = puck
+    lies = place.x - CENTER_X, place.y - CENTER_Y, velocity.x, velocity.y, body.angularVelocity
+    return RinkState(_motion(one), _motion(two), lies, held)
+
+
+def _motion(racket: Body) -> tuple[float, float, float, float, float, float]:
     body, place, velocity, _ = racket
     return place.x - CENTER_X, place.y - CENTER_Y, body.angle, velocity.x, velocity.y, body.angularVelocity
 
 
-def _push(racket: _Body, fx: float, fy: float, side: int) -> None:
+def _push(racket: Body, fx: float, fy: float, side: int) -> None:
     """Apply a force, within what borders, centre line and speed allow; ``side`` is 1 for player one, -1 for player two."""
     body, place, velocity, mass = racket
     x, y, vx, vy = place.x - CENTER_X, place.y - CENTER_Y, velocity.x, velocity.y
@@ -267,7 +278,7 @@ def _push(racket: _Body, fx: float, fy: float, side: int) -> None:
     body.ApplyForceToCenter((fx, fy), True)
 
 
-def _turn(racket: _Body, action: float) -> None:
+def _turn(racket: Body, action: float) -> None:
     """Turn a racket, within 60 degrees; beyond, turn it back."""
     body, _, _, mass = racket
     angle = body.angle
