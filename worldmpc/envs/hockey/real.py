@@ -26,7 +26,7 @@ from worldmpc.envs.hockey.rink import RinkState, in_engine, state_of
 OLDEST = (2, 6)
 """The version of the package that this was written for; older ones are refused."""
 INSTALL = "pip install --no-deps git+https://github.com/martius-lab/hockey-env and, for box2d, pip install 'worldmpc[hockey]'"
-METHODS = ("step", "obs_agent_two", "get_info_agent_two", "get_reward_agent_two")
+METHODS = ("reset", "step", "obs_agent_two", "get_info_agent_two", "get_reward_agent_two")
 ATTRIBUTES = ("player1", "player2", "puck", "player1_has_puck", "player2_has_puck", "max_timesteps")
 HINTS = ("reward_closeness_to_puck", "reward_touch_puck", "reward_puck_direction")
 
@@ -44,11 +44,15 @@ def load_package() -> ModuleType:
             raise _refusal("is not installed") from None
         raise _refusal(f"cannot be imported ({error})") from error
     except Exception as error:
-        raise _refusal(f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        raise _refusal(f"cannot be imported ({_reason(error)})") from error
     version = _version()
     if version is not None and tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
         raise _refusal(f"is version {version}, older than {'.'.join(map(str, OLDEST))}")
-    if lacking := _lacking(module):
+    try:
+        lacking = _lacking(module)
+    except Exception as error:
+        raise _refusal(f"cannot be used ({_reason(error)})") from error
+    if lacking:
         raise _refusal(f"is of an unknown version, without {', '.join(lacking)}")
     return module
 
@@ -182,6 +186,8 @@ def _lacking(module: ModuleType) -> list[str]:
         return lacking
     lacking = [f"Mode.{mode.name}" for mode in Mode if not hasattr(module.Mode, mode.name)]
     lacking += [f"HockeyEnv.{name}" for name in METHODS if not hasattr(module.HockeyEnv, name)]
+    if lacking:
+        return lacking
     for method, arguments in (("__init__", ("keep_mode", "mode")), ("reset", ("one_starting", "seed"))):
         known = inspect.signature(getattr(module.HockeyEnv, method)).parameters
         lacking += [f"{name} in HockeyEnv.{method}" for name in arguments if name not in known]
@@ -189,6 +195,10 @@ def _lacking(module: ModuleType) -> list[str]:
         return lacking
     env = module.HockeyEnv(keep_mode=True, mode=module.Mode[Mode.NORMAL.name])
     return [f"HockeyEnv.{name}" for name in ATTRIBUTES if not hasattr(env, name)]
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _refusal(what: str) -> ConfigError:
