@@ -14,9 +14,9 @@ from worldmpc.noise import derive_seed
 from worldmpc.runtime import keep_freed_memory, resolve_device
 from worldmpc.training import evaluator
 from worldmpc.training.checkpoint import save_checkpoint
-from worldmpc.training.folder import spec_dict
 from worldmpc.training.logger import RunLogger
 from worldmpc.training.restore import check_dimensions, load_agent, trusted_task
+from worldmpc.training.specs import spec_dict
 from worldmpc.training.trainer import Hook, TrainState, make_state
 from worldmpc.training.trainer import train as run_loop
 from worldmpc.types import Agent, EnvSpec, Mode

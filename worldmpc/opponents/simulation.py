@@ -61,10 +61,10 @@ class CloningBuffer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; of a larger buffer the newest part."""
         rows, total = state["rows"].to(self.device), int(state["total"])
-        if len(rows) == total or len(rows) == self.capacity:
+        if len(rows) == self.capacity or len(rows) == total <= self.capacity:
             self._rows, self.total = rows.clone(), total
             return
-        first = total % len(rows)
+        first = total % len(rows) if total > len(rows) else 0  # where the oldest row of a full ring is
         self._rows, self.total = self._rows[:0], 0
         ordered = torch.cat((rows[first:], rows[:first]))
         self.add(ordered[:, : self._split], ordered[:, self._split :])
@@ -140,7 +140,8 @@ class OpponentSimulation:
         ]
         self.clones: Sequence[Clone] = clones
         model.opponents = nn.ModuleList(clones).to(device)
-        self.descent = Descent(model, {"opponents": own.lr_scale}, config, total_updates)
+        parts = {str(number): own.lr_scale for number in range(len(clones))}
+        self.descent = Descent(model.opponents, parts, config, total_updates)
         self.buffers = {name: CloningBuffer(own.buffer, model.obs_dim, other.action_dim, device) for name in self.references}
         self.stream = NoiseStream(config.seed, "cloning", device=device)
         self.demonstrations: Demonstrations | None = None
@@ -192,9 +193,9 @@ class OpponentSimulation:
 
         Minimises the mean negative log-likelihood of each; a network whose buffer is empty stays as it is.
         """
-        skip, losses, count = self.descent.begin(), {}, self.config.batch_size
+        skip, metrics, count = self.descent.begin(), {}, self.config.batch_size
         noise = self.stream.draw({name: NoiseSpec("uniform", (count,)) for name in self.references})
-        for name, clone in zip(self.names, self.clones, strict=True):
+        for number, (name, clone) in enumerate(zip(self.names, self.clones, strict=True)):
             if name != ANYONE and not len(self.buffers[name]):
                 continue
             if name == ANYONE:
@@ -203,11 +204,10 @@ class OpponentSimulation:
                 (obs, action), weight = self.buffers[name].draw(noise[name]), torch.ones(count, device=self.device)
             with torch.no_grad():
                 z = self.model.encode(obs)
-            losses[name] = -(clone.log_prob(z, action) * weight).sum() / weight.sum().clamp(min=1)
-        if not losses:
-            return {}
-        _, skip = self.descent.step("opponents", torch.stack(list(losses.values())).sum(), skip)
-        return {f"opponents/{name}_nll": loss.detach() for name, loss in losses.items()} | {"opponents/skipped": self.descent.end(skip)}
+            loss = -(clone.log_prob(z, action) * weight).sum() / weight.sum().clamp(min=1)
+            _, skipped = self.descent.step(str(number), loss, torch.zeros_like(skip))
+            skip, metrics[f"opponents/{name}_nll"] = torch.maximum(skip, skipped), loss.detach()
+        return metrics | {"opponents/skipped": self.descent.end(skip)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return names, optimiser, buffers and random stream; networks are part of the model."""

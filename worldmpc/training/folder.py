@@ -14,13 +14,14 @@ from typing import Any
 
 from worldmpc.config import ConfigError, RunConfig, merge, preset_values
 from worldmpc.files import write_whole
+from worldmpc.functional import tree_tensors
 from worldmpc.opponents.match import Envs
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.training.checkpoint import CheckpointStore, check_same_architecture, load_checkpoint
 from worldmpc.training.logger import RunLogger
+from worldmpc.training.specs import spec_dict
 from worldmpc.training.trainer import DivergenceError, TrainState, check_losses
 from worldmpc.training.transfer import fit_opponents
-from worldmpc.types import EnvSpec, Mirror, Seat
 
 FREE = ("steps", "eval_freq", "device", "threads", "compile", "cuda_graph", "seeds", "log", "checkpoint", "eval", "label")
 """Keys and groups that may change while ``resume=auto`` still takes a run for the same one."""
@@ -167,6 +168,8 @@ def restore(state: TrainState, checkpoint: Path | None, logger: RunLogger, confi
         if _fixed(name) and not name.startswith("model."):  # of whose widths the tensors say more
             raise ConfigError(f"resume: {checkpoint} was made with {name}={before}, which cannot become {now}; begin a new run")
     tree["agent"], notes = fit_opponents(tree["agent"], state.agent)
+    if notes:  # what was remembered of games under way is of other plans and beliefs
+        tree["loop"]["carry"] = tree_tensors(state.carry)
     for note in notes:
         logger.message(f"resume: {note}")
     check_same_architecture(state.agent.model.state_dict(), tree["agent"]["model"])
@@ -209,36 +212,6 @@ def _config_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str 
             yield from _config_changes(before, value, f"{prefix}{name}.")
         elif before != value and f"{prefix}{name}" not in ("resume", "run_dir"):
             yield f"{prefix}{name}", before, value
-
-
-def spec_dict(spec: EnvSpec) -> dict[str, Any]:
-    """Return a spec as plain data, for ``meta.json``."""
-    return {
-        "name": spec.name,
-        "obs_shape": list(spec.obs_shape),
-        "action_dim": spec.action_dim,
-        "episode_length": spec.episode_length,
-        "action_repeat": spec.action_repeat,
-        "can_terminate": spec.can_terminate,
-        "discrete": spec.discrete,
-        "other": None if spec.other is None else _plain(spec.other),
-        "mirror": None if spec.mirror is None else _plain(spec.mirror),
-    }
-
-
-def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
-    """Return the spec that :func:`spec_dict` made plain data of; states of older versions say less."""
-    other, mirror = saved.get("other"), saved.get("mirror")
-    given = {name: value for name, value in saved.items() if name not in ("other", "mirror")}
-    return EnvSpec(
-        **{**given, "obs_shape": tuple(saved["obs_shape"])},
-        other=None if other is None else Seat(**{**other, "obs_shape": tuple(other["obs_shape"])}),
-        mirror=None if mirror is None else Mirror(**{name: tuple(value) for name, value in mirror.items()}),
-    )
-
-
-def _plain(record: Seat | Mirror) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in record._asdict().items()}
 
 
 def write_meta(folder: Path, config: RunConfig, envs: Envs, checkpoint: Path | None, parameters: Mapping[str, int]) -> dict[str, Any]:

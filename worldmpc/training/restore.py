@@ -24,8 +24,8 @@ from worldmpc.training.checkpoint import (
     load_checkpoint,
     verify_checkpoint,
 )
-from worldmpc.training.folder import spec_from
 from worldmpc.training.policy_store import TrainingCheckpointer
+from worldmpc.training.specs import spec_from
 from worldmpc.training.transfer import fit_opponents
 from worldmpc.types import Agent, EnvSpec
 

@@ -42,7 +42,7 @@ from worldmpc.training.goal_diary import GoalDiary
 from worldmpc.training.hooks import CheckpointHook, EvalHook, GamesHook, LogHook, SnapshotHook
 from worldmpc.training.logger import RunLogger, Throughput
 from worldmpc.training.trainer import DivergenceError, Solo, TrainState, make_state, train_together
-from worldmpc.training.two_player import Fixtures, attach_references, evaluation_opponents, seat_opponents
+from worldmpc.training.two_player import Fixtures, evaluation_opponents, seat_opponents
 from worldmpc.types import Agent, Mode
 
 
@@ -144,9 +144,7 @@ class _Run:
         if not isinstance(task, str):
             config = dataclasses.replace(config, task=envs.spec.name)
         eval_envs = _evaluated_in(stack.enter_context(_eval_envs(task, config)), config)
-        agent = make_agent(config, envs.spec, device)
-        attach_references(agent, envs.num_envs)
-        self.state = make_state(agent, envs)
+        self.state = make_state(make_agent(config, envs.spec, device), envs)
         self.folder, self.checkpoint = choose_folder(config)
         stack.enter_context(lock(self.folder))
         self.config, self.task = config, task

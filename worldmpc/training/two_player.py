@@ -33,7 +33,8 @@ def load_saved(path: Path) -> Agent | Clone:
         CheckpointError: it is missing, damaged or neither.
         ConfigError: its agent cannot be made here.
     """
-    if (path / META).is_file() and load_checkpoint(path, groups=[])[1].get("kind") == DECOY:
+    is_run = (path / "checkpoints").is_dir() or (path / "config.json").exists()  # a run has a meta.json of its own
+    if (path / META).is_file() and not is_run and load_checkpoint(path, groups=[])[1].get("kind") == DECOY:
         tree, meta = load_checkpoint(path)
         return build_decoy(meta["architecture"], tree["clone"])
     return load_agent(path, device="cpu")[0]
