@@ -117,7 +117,7 @@ def test_success_is_nan_where_nothing_reports_it() -> None:
 def test_results_keep_their_values_after_further_steps(workers: Any) -> None:
     with make_envs("toy/balance", EnvConfig(num_envs=2, workers=workers)) as envs:
         first = envs.reset()
-        held = [first, *envs.step(torch.ones(2, 1))]
+        held = [first, *tree_tensors(envs.step(torch.ones(2, 1)))]
         copies = [tensor.clone() for tensor in held]
         for _ in range(30):
             envs.step(-torch.ones(2, 1))

@@ -205,8 +205,8 @@ def _make_unguarded(task: str | Env | Callable[[], Env], config: EnvConfig, *, r
         env = JointEnv(env)
         return SuiteEnv(env, env.name, None)
     if not isinstance(env, gymnasium.Env):
-        kinds = "a gymnasium.Env, or a PettingZoo parallel environment of two players"
-        raise ConfigError(f"task: expected the function to return {kinds}, got {type(env).__name__}")
+        kinds = "a PettingZoo parallel environment of two players will do as well"
+        raise ConfigError(f"task: expected the function to return a gymnasium.Env, got {type(env).__name__}; {kinds}")
     return SuiteEnv(env, type(env.unwrapped).__name__, own_step_limit(env))
 
 

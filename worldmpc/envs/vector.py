@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -250,10 +251,11 @@ class VecEnv:
         """Close."""
         self.close()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return what :meth:`load_state_dict` needs to come back to this very decision.
 
-        seed [], episode [E], steps [E] (all int64), actions [E, longest running episode, A], obs [E, *O] (float32), options [E].
+        seed [], episode [E], steps [E] (all int64), actions [E, longest running episode, A] and obs [E, *O] (float32); where episodes were
+        begun with options, those of all as JSON, options [bytes] uint8.
 
         Raises:
             RuntimeError: a step is under way.
@@ -267,10 +269,10 @@ class VecEnv:
             "steps": torch.from_numpy(self._steps.copy()),
             "actions": torch.from_numpy(self._log[:, :longest].copy()),
             "obs": obs,
-            "options": list(self._options),
+            **({"options": _as_bytes(self._options)} if any(self._options) else {}),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> bool:
         """Come back to a saved decision by playing the running episodes again from their seeds.
 
         Returns True where the observations reached equal the saved ones bit by bit. Otherwise (an environment that is not
@@ -289,7 +291,7 @@ class VecEnv:
             raise ValueError(f"{self.spec.name}: the saved state has observations and action dimensions {found}, expected {expected}")
         self._seed = int(state["seed"])
         self._episode = state["episode"].cpu().numpy().copy()
-        self._options = list(state.get("options", [None] * self.num_envs))  # not in states of older versions
+        self._options = json.loads(bytes(state["options"].tolist())) if "options" in state else [None] * self.num_envs
         self._pending[:] = False
         self._torn = True
         if (self._episode < 0).all():
@@ -305,7 +307,7 @@ class VecEnv:
         self._reset_all()
         return False
 
-    def _replay(self, state: Mapping[str, Any]) -> str | None:
+    def _replay(self, state: Mapping[str, Tensor]) -> str | None:
         """Play the running episodes again; return why that failed, or None."""
         own = self._own
         if own is None:
@@ -452,6 +454,10 @@ class VecEnv:
         row = values.reshape(self.num_envs, -1)[index]
         where = f" at entry {int(np.flatnonzero(bad[index])[0])} of {row.size}" if row.size > 1 else ""
         raise EnvError(f"{self.spec.name}: {message.format(index=index)} ({row[bad[index]][0]}{where})")
+
+
+def _as_bytes(options: list[Options]) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(options).encode()), dtype=torch.uint8)
 
 
 def _scaled(action: np.ndarray, space: Box) -> np.ndarray:
