@@ -19,6 +19,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from worldmpc.config import ConfigError, EnvConfig
 from worldmpc.envs import SUITES, EnvError, SuiteEnv, VecEnv, episode_seed, make_env, make_envs
 from worldmpc.envs.toy import Counter, End, PointMass
+from worldmpc.functional import tree_tensors
 
 SCHEDULES: dict[str, tuple[End, ...]] = {"terminated": ("terminated",), "truncated": ("truncated",), "both": ("terminated", "truncated")}
 LENGTHS = (3, 1, 4, 2)
