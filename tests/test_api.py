@@ -1,4 +1,4 @@
-"""The five verbs of the library, and imports that only go downward."""
+"""The six verbs of the library, and imports that only go downward."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ ORDER = (
     "off_policy",
     "on_policy",
     "learners",
+    "opponents",
     "agents",
     "report",
     "training",
@@ -116,6 +117,48 @@ def test_what_the_agent_cannot_change_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=f"^{message}$"):
         worldmpc.make_agent(envs, "debug", **overrides)
     assert worldmpc.make_agent(envs.spec, "debug", **{"env.num_envs": 3}).config.env.num_envs == 3
+
+
+def test_a_game_is_trained_evaluated_saved_and_loaded(tmp_path):
+    config = worldmpc.EnvConfig(num_envs=2, episode_length=15)
+    with worldmpc.make_envs("hockey", config, opponents=["weak", "still"]) as envs:
+        assert isinstance(envs, worldmpc.Match) and set(envs.pool.players) == {"weak", "still"}
+        agent = worldmpc.make_agent(envs, preset="debug", agent="sac", seed=3)
+        state = worldmpc.train(agent, envs, steps=80, progress=False)
+        result = worldmpc.evaluate(agent, episodes=4)
+        assert list(result.games) == ["weak", "still"] and [len(games) for games in result.games.values()] == [4, 4]
+        assert {(game.seat, game.starter) for game in result.games["weak"]} == {(1, 1), (2, 1), (1, 2), (2, 2)}
+        within = worldmpc.evaluate(agent, envs, episodes=2, opponents="random")  # on the environments that are learned in
+        assert list(within.games) == ["random"] and worldmpc.train(agent, envs, 120, state=state, progress=False).env_steps == 120
+        assert set(envs.opponents) <= {"weak", "still"}
+    worldmpc.save(agent, tmp_path / "mine")
+    loaded = worldmpc.load(tmp_path / "mine")
+    again = worldmpc.evaluate(loaded, episodes=4, opponents=["weak", f"SAC:{tmp_path}/mine"])
+    assert list(again.games) == ["weak", f"{tmp_path}/mine"]
+    assert again.games["weak"] == worldmpc.evaluate(agent, episodes=4).games["weak"]
+
+
+def test_a_game_without_names_is_played_against_oneself():
+    with worldmpc.make_envs("hockey", worldmpc.EnvConfig(num_envs=2, episode_length=15)) as envs:
+        agent = worldmpc.make_agent(envs, preset="debug", agent="sac")
+        worldmpc.train(agent, envs, steps=40, progress=False)
+        assert set(envs.opponents) == {"snapshot-000000000"}
+        assert list(worldmpc.evaluate(agent, episodes=1).games) == ["weak", "strong"]
+    section = worldmpc.make_config(opponents={"name": ["random", "still"], "weights": [1, 3]}).opponents
+    with worldmpc.make_envs("hockey", opponents=section) as envs:
+        assert [(entry.name, entry.weight) for entry in envs.pool.phase.entries] == [("random", 1.0), ("still", 3.0)]
+
+
+def test_opponents_that_cannot_be_are_refused():
+    agent = worldmpc.make_agent(worldmpc.make_envs("toy/pointmass"), "debug", agent="sac")
+    for refused, message in (
+        (lambda: worldmpc.make_envs("toy/pointmass", opponents="weak"), "^opponents: toy/pointmass has one player; leave them out"),
+        (lambda: worldmpc.make_envs("hockey", opponents="weka"), "^opponents: 'weka' is no known opponent, .* did you mean weak"),
+        (lambda: worldmpc.evaluate(agent, episodes=1, opponents="weak"), "^opponents: toy/pointmass has one player; leave them out"),
+        (lambda: worldmpc.evaluate(agent, "hockey", episodes=1), "^task: the agent was trained on 2 observations and 2 actions, hockey/"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            refused()
 
 
 @pytest.mark.parametrize("task", [Balance, lambda: PointMass()])

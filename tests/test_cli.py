@@ -131,7 +131,7 @@ def test_train_help_lists_every_key_with_default_and_meaning(capsys: pytest.Capt
     assert f"loss.batch_size={PRESETS['cpu']['loss']['batch_size']}, " in text  # what the preset changes
 
 
-@pytest.mark.parametrize("command", ["evaluate", "compare", "report", "bench", "tasks"])
+@pytest.mark.parametrize("command", ["evaluate", "tournament", "clone", "play", "compare", "report", "bench", "tasks"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]):
     assert main([command, "--help"]) == 0
     assert f"usage: worldmpc {command}" in capsys.readouterr().out
@@ -465,6 +465,7 @@ EVALUATE_MISTAKES = [
     (["checkpoint=RUN", "json=."], "json: cannot write . (Is a directory)"),
     (["checkpoint=RUN", "video=."], "video: cannot write . (Is a directory)"),
     (["checkpoint=RUN", "env.num_envs=0"], "env.num_envs: expected at least 1, got 0"),
+    (["checkpoint=RUN", "opponents=weak"], "opponents: toy/pointmass has one player; leave them out, or name a game of two"),
     (["checkpoint=RUN", "mode=greedy"], "mode: expected one of eval, prior"),
     (["checkpoint=RUN", "model.size=5"], "model.size=5: evaluate takes"),
     (["checkpoint=RUN", "planner.horizn=5"], "planner.horizn: unknown configuration key"),

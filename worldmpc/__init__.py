@@ -17,10 +17,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worldmpc.api import evaluate, load, make_agent, save, train
+    from worldmpc.api import evaluate, load, make_agent, make_envs, save, train
     from worldmpc.config import ConfigError, EnvConfig, RunConfig, make_config
-    from worldmpc.envs import EnvError, VecEnv, list_tasks, make_envs
+    from worldmpc.envs import EnvError, VecEnv, list_tasks
     from worldmpc.models.official import load_official
+    from worldmpc.opponents.match import Match
     from worldmpc.training.checkpoint import CheckpointError
     from worldmpc.training.run import run
     from worldmpc.training.trainer import DivergenceError
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "worldmpc.api": ("evaluate", "load", "make_agent", "save", "train"),
+    "worldmpc.api": ("evaluate", "load", "make_agent", "make_envs", "save", "train"),
     "worldmpc.config": ("ConfigError", "EnvConfig", "RunConfig", "make_config"),
-    "worldmpc.envs": ("EnvError", "VecEnv", "list_tasks", "make_envs"),
+    "worldmpc.envs": ("EnvError", "VecEnv", "list_tasks"),
     "worldmpc.models.official": ("load_official",),
+    "worldmpc.opponents.match": ("Match",),
     "worldmpc.training.checkpoint": ("CheckpointError",),
     "worldmpc.training.run": ("run",),
     "worldmpc.training.trainer": ("DivergenceError",),
@@ -44,6 +46,7 @@ __all__ = [
     "DivergenceError",
     "EnvConfig",
     "EnvError",
+    "Match",
     "RunConfig",
     "VecEnv",
     "__version__",

@@ -1,4 +1,4 @@
-"""The command line: ``worldmpc train | evaluate | compare | report | bench | tasks``.
+"""The command line: ``worldmpc train | evaluate | tournament | clone | play | compare | report | bench | tasks``.
 
 Each command is a module with a function that takes the words behind its name and returns the exit status. Modules are imported
 when they are used, so that help costs no import of torch. Every error that a user can cause ends as one line on stderr.
@@ -22,6 +22,9 @@ from worldmpc.config import ConfigError
 _MODULES = {
     "train": "worldmpc.cli.train:train",
     "evaluate": "worldmpc.cli.evaluate:evaluate",
+    "tournament": "worldmpc.cli.tournament:tournament",
+    "clone": "worldmpc.cli.clone:clone",
+    "play": "worldmpc.cli.play:play",
     "compare": "worldmpc.cli.reports:compare",
     "report": "worldmpc.cli.reports:report",
     "bench": "worldmpc.cli.bench:bench",

@@ -1,4 +1,4 @@
-"""``worldmpc evaluate``: play episodes with a trained agent."""
+"""``worldmpc evaluate``: play episodes with a trained agent, of games of two against opponents."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from worldmpc.cli.games import games_record, print_games
 from worldmpc.cli.output import check_target, console_for, say, write_json
 from worldmpc.cli.text import EVALUATE
-from worldmpc.cli.words import expand_names, override_values, split_words
+from worldmpc.cli.words import expand_names, listed, override_values, split_words
 from worldmpc.config import ConfigError, RunConfig, nest, network_width, plans
 from worldmpc.envs import canonical_task
 from worldmpc.noise import derive_seed
@@ -19,6 +20,7 @@ from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.runtime import check_modes, keep_compiled_code, keep_freed_memory, set_threads, suggested_threads
 from worldmpc.training.evaluator import MAX_ENVS, EvalResult, evaluation_envs
 from worldmpc.training.evaluator import evaluate as play
+from worldmpc.training.playing import play_against, playing_against
 from worldmpc.training.restore import find_checkpoint, load_agent, trusted_task
 from worldmpc.training.run import record_video
 from worldmpc.types import Agent
@@ -29,17 +31,18 @@ ALLOWED = ("planner.", "env.", "compile")
 
 def evaluate(words: list[str]) -> int:
     """Play episodes, print a table, and return the exit status."""
-    options, rest = split_words(expand_names(words), EVALUATE)
+    options, rest = split_words(words, EVALUATE)
     if options["checkpoint"] is None and rest and "=" not in rest[0] and not rest[0].startswith("-"):
         options["checkpoint"] = rest.pop(0)
     for word in rest:
-        if "=" in word and not word.startswith(ALLOWED):
+        if "=" in word and not expand_names([word])[0].startswith(ALLOWED):
             raise ConfigError(f"{word}: evaluate takes {', '.join(EVALUATE)}, compile, and the keys of planner and env")
     changes = nest(override_values(rest))
     if options["checkpoint"] is None:
         raise ConfigError("checkpoint: expected checkpoint=PATH, a run folder, a checkpoint folder or a published .pt file")
     if options["episodes"] < 1:
         raise ConfigError(f"episodes: expected at least 1, got {options['episodes']}")
+    opponents = None if options["opponents"] is None else listed("opponents", options["opponents"])
     check_target(options["json"])
     check_target(options["video"], "video")
     keep_freed_memory()
@@ -53,6 +56,8 @@ def evaluate(words: list[str]) -> int:
         )
     if task is None:
         trusted_task(config.task, path)
+    if opponents is not None:
+        config = playing_against(config, opponents)
     check_modes(config, str(agent.device))
     if config.compile:
         keep_compiled_code()
@@ -62,9 +67,15 @@ def evaluate(words: list[str]) -> int:
     say(console, f"{config.task}: {how}, {path}, device {agent.device}")
     most = changes.get("env", {}).get("num_envs", MAX_ENVS)
     with evaluation_envs(config.task, config.env, options["episodes"], seed=config.seed, at_most=most) as envs:
-        result = play(agent, envs, options["episodes"], mode=mode)
-    _print(result, console)
-    write_json(options["json"], _record(result, path, config, agent, mode))
+        if envs.spec.seats is not None:
+            result = play_against(agent, envs, options["episodes"], opponents, mode=mode)
+        elif opponents is not None:
+            raise ConfigError(f"opponents: {config.task} has one player; leave them out, or name a game of two, as task=hockey")
+        else:
+            result = play(agent, envs, options["episodes"], mode=mode)
+    (print_games if result.games else _print)(result, console)
+    games = games_record(result, config) if result.games else {}
+    write_json(options["json"], _record(result, path, config, agent, mode) | games)
     if options["video"]:
         seed = derive_seed(config.seed, "video") % 2**31
         video_return = record_video(Path(options["video"]), config.task, config, agent, mode=mode, seed=seed)

@@ -16,6 +16,9 @@ from worldmpc.config import AGENTS, PRESETS, SWEEPS, TUNED, RunConfig, flat_fiel
 COMMANDS = {
     "train": "train an agent on a task",
     "evaluate": "play episodes with a trained agent, ours or a published checkpoint",
+    "tournament": "let players of a game of two play everybody against everybody, and rate them",
+    "clone": "train a decoy: a policy that does what an opponent was seen to do",
+    "play": "play a game of hockey with the keyboard against an agent or a bot",
     "compare": "hold runs against published learning curves",
     "report": "draw learning curves, export results as CSV",
     "bench": "measure speed against what this machine's matrix products allow",
@@ -25,13 +28,54 @@ COMMANDS = {
 EVALUATE = {
     "checkpoint": Option(None, "a run folder (its best checkpoint), a checkpoint folder, or a published .pt file"),
     "task": Option(None, "suite/name; needed for a published file, else the one trained on"),
-    "episodes": Option(10, "episodes to play", int),
+    "episodes": Option(10, "episodes to play; of games of two against each opponent", int),
+    "opponents": Option(
+        None,
+        "games of two: whom to play, as [weak,strong], TYPE:path or the path of a run, checkpoint or decoy; default: whom evaluations of "
+        "its training played",
+    ),
     "seed": Option(1, "seed of episodes and planning", int),
     "mode": Option("eval", "eval: plan; prior: act with the policy alone", str, ("eval", "prior")),
     "video": Option(None, "also record one episode into this mp4"),
     "device": Option("auto", "auto, cpu, cuda or cuda:<index>"),
     "threads": Option(0, "CPU threads for torch; 0: chosen from the network width", int),
     "json": Option(None, "also write all numbers to this file; -: print them instead of the table"),
+}
+TOURNAMENT = {
+    "task": Option("hockey", "a game of two whose players are alike"),
+    "players": Option(
+        None, "who plays, as [weak,strong,random,still,runs/a,SAC:runs/b,DECOYPOLICY:decoys/c]; mine=runs/a is called mine in tables"
+    ),
+    "games": Option(100, "games of each pair", int),
+    "seed": Option(1, "seed of all games, and of the order in which ratings see them", int),
+    "mode": Option("eval", "eval: agents plan; prior: they act with their policy alone", str, ("eval", "prior")),
+    "out": Option(None, "folder for tournament.json, tournament.png and history.jsonl; default results/<task>/tournament"),
+    "threads": Option(1, "CPU threads for torch", int),
+}
+CLONE = {
+    "task": Option("hockey", "a game of two"),
+    "opponent": Option(None, "who is cloned: weak, strong, TYPE:path, or the path of a run or checkpoint"),
+    "against": Option("[weak,strong]", "whom it plays while it is watched"),
+    "games": Option(200, "games against each of them", int),
+    "out": Option(None, "folder of the decoy; a decoy that is there is replaced"),
+    "hidden": Option("[128,128]", "widths of the hidden layers"),
+    "holdout": Option(0.2, "share of the games that training does not see", float),
+    "epochs": Option(100, "passes over the other games at most", int),
+    "patience": Option(5, "passes without improvement on the games held out after which training ends", int),
+    "batch_size": Option(256, "steps per update", int),
+    "lr": Option(1e-3, "learning rate", float),
+    "seed": Option(1, "seed of games and training", int),
+    "threads": Option(1, "CPU threads for torch", int),
+}
+PLAY = {
+    "task": Option("hockey", "hockey/self-play, or one of its training modes"),
+    "checkpoint": Option(None, "a run or checkpoint to play against"),
+    "opponent": Option(None, "instead of a checkpoint: weak, strong, random, still, TYPE:path or a path"),
+    "seat": Option(1, "1: play on the left; 2: on the right", int),
+    "games": Option(1, "games to play; you begin the first one, then players take turns", int),
+    "mode": Option("eval", "eval: an agent plans; prior: it acts with its policy alone, faster", str, ("eval", "prior")),
+    "seed": Option(1, "seed of games and opponent", int),
+    "threads": Option(1, "CPU threads for torch", int),
 }
 COMPARE = {
     "algorithm": Option("tdmpc2", "published curves to compare with; with variants=true also several, with commas"),
@@ -78,11 +122,22 @@ BENCH_PLANNERS = {
     "device": Option("cpu", "auto, cpu, cuda or cuda:<index>"),
     "json": Option(None, "also write all numbers to this file, after every planner; -: print them instead of the table"),
 }
-OPTIONS: dict[str, dict[str, Option]] = {"evaluate": EVALUATE, "compare": COMPARE, "report": REPORT, "bench": BENCH}
+OPTIONS: dict[str, dict[str, Option]] = {
+    "evaluate": EVALUATE,
+    "tournament": TOURNAMENT,
+    "clone": CLONE,
+    "play": PLAY,
+    "compare": COMPARE,
+    "report": REPORT,
+    "bench": BENCH,
+}
 
 _USAGE = {
     "train": "worldmpc train [key=value ...] [-m key=value,value ...] [sweep=NAME]",
     "evaluate": "worldmpc evaluate checkpoint=PATH [task=...] [name=value ...] [planner.*=... env.*=... compile=...]",
+    "tournament": "worldmpc tournament players=[...] [name=value ...]",
+    "clone": "worldmpc clone opponent=... out=PATH [name=value ...]",
+    "play": "worldmpc play checkpoint=PATH|opponent=... [name=value ...]",
     "compare": "worldmpc compare PATH... [name=value ...]",
     "report": "worldmpc report PATH... [name=value ...]",
     "bench": "worldmpc bench [name=value ...] [key=value,value ...]\n"
@@ -100,7 +155,24 @@ _ABOUT = {
         Exit status: 0 done, or stopped by SIGTERM and saved; 1 failed while running; 2 input that cannot be used; 130 Ctrl-C.""",
     "evaluate": """
         A published file is planned with as published; planner.* and env.* keys of `worldmpc train --help` change that, for our
-        checkpoints as well.""",
+        checkpoints as well.
+
+        Games of two are played from both seats and, in hockey, with both starters: games won, drawn and lost against each opponent, with
+        95 % intervals (Wilson). json= holds every game, video= shows one against the first opponent.""",
+    "tournament": """
+        Every pair plays the same number of games, from both seats and, in hockey, with both starters. Each game is a line of
+        history.jsonl in the folder; the same command again plays only what is missing, and more players or games can be added.
+
+        Ratings are those of openskill (Bradley-Terry; mu 25, sigma 25/3; a draw is half a win), the mean over 20 random orders of all
+        games, as their order says nothing of players who do not learn. Tables are sorted by mu - 3 sigma.""",
+    "clone": """
+        Lets the opponent play, and learns what it does from what it sees: a distribution over bins of every action, by maximum
+        likelihood, until games held out are no longer predicted better. It is held against the frequencies of the actions alone.
+
+        The decoy is an opponent of the type DECOYPOLICY for train, evaluate, tournament and play.""",
+    "play": """
+        Arrows push, w and s turn, space shoots; keys work together, and arrows point as on the screen from both seats. Esc or
+        closing the window ends it. Needs a display.""",
     "compare": """
         Paths are run folders, folders of them at any depth, and result CSVs. One line per task, agent and preset: ours and the
         published return at equal simulator steps, and whether our mean reaches the lowest published seed.
@@ -135,6 +207,16 @@ _EXAMPLES = {
     "evaluate": (
         "worldmpc evaluate checkpoint=runs/dmc-walker-walk/tdmpc2-cpu-seed1 video=walk.mp4",
         "worldmpc evaluate checkpoint=dog-run-1.pt task=dmc/dog-run episodes=3",
+        "worldmpc evaluate checkpoint=runs/hockey-self-play/tdmpc2-cpu-seed1 opponents=[weak,strong] episodes=200",
+    ),
+    "tournament": (
+        "worldmpc tournament players=[weak,strong,random,still] games=40",
+        "worldmpc tournament players=[weak,strong,tdmpc2=runs/hockey-self-play/tdmpc2-cpu-seed1] out=results/hockey/tournament",
+    ),
+    "clone": ("worldmpc clone opponent=strong out=decoys/strong",),
+    "play": (
+        "worldmpc play opponent=strong",
+        "worldmpc play checkpoint=runs/hockey-self-play/tdmpc2-cpu-seed1 seat=2 games=3",
     ),
     "compare": (
         "worldmpc compare runs at=100000",

@@ -45,6 +45,31 @@ def split_words(words: Sequence[str], options: Mapping[str, Option]) -> tuple[di
     return values, rest
 
 
+def no_more_words(words: Sequence[str], command: str, options: Mapping[str, Option]) -> None:
+    """Refuse words that a command has no use for.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if words:
+        raise ConfigError(f"{words[0]}: {command} takes {', '.join(f'{name}=' for name in options)}")
+
+
+def listed(name: str, text: str) -> list[str]:
+    """Return the entries of a list as options have it: ``a``, ``a,b`` or ``[a,b]``.
+
+    Raises:
+        ConfigError: a bracket without the other, or an empty entry.
+    """
+    inner = text.strip()
+    if inner.startswith("[") != inner.endswith("]"):
+        raise ConfigError(f"{name}: expected a list as in {name}=[a,b], got '{text}'")
+    entries = [entry.strip() for entry in inner.strip("[]").split(",")]
+    if not all(entries):
+        raise ConfigError(f"{name}: expected names, as in {name}=[a,b], got '{text}'")
+    return entries
+
+
 def check_overrides(words: Sequence[str], *, sweep: bool = False) -> list[Any]:
     """Parse configuration overrides, refuse what is none, and return Hydra's ``Override`` objects.
 

@@ -3,8 +3,8 @@
 ``python -m worldmpc.report.tables README.md docs/results.md`` rewrites the blocks between ``<!-- results:begin -->`` and
 ``<!-- results:end -->``, and likewise ``gates``, ``benchmarks``, ``variants``, ``precision`` and ``planners``. Blocks between
 ``<!-- compare:begin results/variants/*.csv baseline=tdmpc2 -->`` and ``<!-- compare:end -->`` say themselves what they hold, in the words
-of ``worldmpc compare variants=true``; a page may have several. ``overhead`` and ``goals`` name their record. With
-``--check`` nothing is written, and a stale block is a failure.
+of ``worldmpc compare variants=true``; a page may have several. ``overhead``, ``goals`` and ``tournament`` name their record, ``games`` its
+records, ``<!-- games:begin results/hockey/*.json -->``. With ``--check`` nothing is written, and a stale block is a failure.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from worldmpc.report.planners import planners_table
 from worldmpc.report.precision import curves_table, precision_table
 from worldmpc.report.reference import DEFAULT_ALGORITHM
 from worldmpc.report.runs import Run, RunError, load_result_folder
+from worldmpc.report.tournament import games_table, tournament_table
 from worldmpc.report.variant_tables import variants_markdown
 
-BLOCKS = ("results", "gates", "benchmarks", "variants", "precision", "planners", "compare", "overhead", "goals")
+BLOCKS = ("results", "gates", "benchmarks", "variants", "precision", "planners", "compare", "overhead", "goals", "tournament", "games")
 """Kinds of marked blocks."""
 _HEADER = ("task", "preset", "seeds", "simulator steps", "return (min..max)", "prior alone", "published (min..max)", "gate", "data")
 
@@ -168,7 +169,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make(makers: Mapping[str, Callable[[], str]], kind: str, words: str = "") -> str:
-    named = {"compare": variants_markdown, "overhead": overhead_table, "goals": goals_table}
+    named = {
+        "compare": variants_markdown,
+        "overhead": overhead_table,
+        "goals": goals_table,
+        "tournament": tournament_table,
+        "games": games_table,
+    }
     if kind in named:
         return named[kind](words)
     if words:

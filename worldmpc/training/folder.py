@@ -46,6 +46,7 @@ FIXED = (
     "sac.hidden",
     "td3.hidden",
     "replay.capacity",
+    "opponents.name",
     "multi_gamma.enabled",
     "multi_gamma.gammas",
     "multi_gamma.head",
@@ -145,13 +146,13 @@ def _holds_run(path: Path) -> bool:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder."""
+def lock(folder: Path, option: str = "run_dir") -> Iterator[None]:
+    """Keep a second process out of the folder that an option has named."""
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f"run_dir: another process is writing to {folder}; choose another run_dir or wait") from error
+            raise ConfigError(f"{option}: another process is writing to {folder}; choose another {option} or wait") from error
         except OSError as error:  # some network file systems have none
             warnings.warn(f"{folder}: this file system has no locks ({error.strerror}); do not start the run twice", stacklevel=2)
         yield
