@@ -109,7 +109,7 @@ def test_every_particle_follows_one_opponent_for_the_whole_trajectory(samples):
 
 
 def test_the_score_of_a_plan_is_the_beliefs_mean_of_its_scores_against_each():
-    agent = agent_of()
+    agent = agent_of(least_belief=0.0)
     simulation, horizon, envs, candidates = agent.simulation, 3, 2, 6
     with torch.no_grad():
         agent.model.reward[-1].weight.normal_(0, 0.5)  # a new model expects no reward
@@ -127,6 +127,22 @@ def test_the_score_of_a_plan_is_the_beliefs_mean_of_its_scores_against_each():
     expected = sum(weight[:, number, None] * alone[number] for number in range(3))
     assert torch.allclose(score(belief), expected, atol=1e-4)
     assert float((alone[0] - alone[1]).abs().max()) > 1e-4
+
+
+def test_whom_nobody_believes_in_is_left_out_and_changes_little():
+    agent = agent_of(least_belief=0.02)
+    simulation = agent.simulation
+    noise = agent.streams["eval"].draw(simulation.noise_specs(3, 2))
+    belief = torch.tensor([[0.9, 0.09, 0.01], [0.98, 0.01, 0.01]]).log()
+    model = simulation.against(belief, noise)
+    assert model.num_particles == 2 and list(model.clones) == list(simulation.clones[:2])
+    assert torch.allclose(model.belief, torch.tensor([[0.9 / 0.99, 0.09 / 0.99], [0.98 / 0.99, 0.01 / 0.99]]))
+    assert torch.equal(model.uniform, noise["opponents"][:, :2])
+    alone = simulation.against(torch.tensor([[1.0, 1e-9, 1e-9]]).log().expand(2, -1), noise)
+    assert alone.num_particles == 1
+    z, actions = agent.model.encode(torch.randn(2, 5))[:, None].expand(-1, 4, -1), torch.rand(3, 2, 4, 2)
+    expected = model.rollout(z.expand(2, -1, -1, -1), actions[:, None].expand(-1, 2, -1, -1, -1))
+    assert torch.allclose(alone.rollout(z, actions).reward, expected.reward[:, 0], atol=1e-5)
 
 
 def test_candidates_meet_the_same_opponents():

@@ -52,7 +52,8 @@ _SHARES = (
     "ppo.gae_lambda, value.lam, manager.lam, manager.ent_target, goal_vae.kl_target, opponents.win_discount"
 )
 _SHARES_BELOW_1 = (
-    "opponents.win_discount, goal_vae.unimix, manager.gamma, worker.gamma, planner.momentum, dynamics.holdout, ppo.gamma, model.dropout"
+    "goal_vae.unimix, manager.gamma, worker.gamma, planner.momentum, dynamics.holdout, ppo.gamma, model.dropout, "
+    "opponent_simulation.least_belief"
 )
 _RATES = (
     "manager.tau, loss.rho, loss.tau, optim.enc_lr_scale, optim.final_lr_scale, mbmpc.tau, sac.tau, td3.tau, "

@@ -51,6 +51,7 @@ class OpponentSimulationConfig:
     )
     cvar_share: float = key(0.5, "cvar: share of the belief that the worst opponents make up")
     samples: int = key(1, "imagined sequences of actions of each opponent, the same for all candidates of a plan")
+    least_belief: float = key(0.02, "plans leave out hypotheses that are believed in less than this in all games, which saves their share")
     belief_decay: float = key(0.95, "weight of former evidence about who plays, per decision; 1 never forgets")
     hidden: tuple[int, ...] = key((128, 128), "widths of the hidden layers of cloning networks")
     buffer: int = key(50_000, "newest steps that each reference's network learns from")
@@ -86,7 +87,7 @@ def _check_simulation(config: RunConfig) -> None:
         raise ConfigError("opponent_simulation.pooled: nobody is left to imagine; name references in opponent_agents, or leave it true")
     if config.planner.name == "mcts":
         raise ConfigError(
-            "planner.name: mcts weighs all imagined opponents alike, whatever is believed; use planner=mppi, or another that samples sequences"
+            "planner.name: mcts weighs all imagined opponents alike, whatever is believed; use planner=mppi, or another that samples"
         )
     refused = {
         "seeds": config.seeds is not None,

@@ -180,8 +180,16 @@ class OpponentSimulation:
         return {"opponents": NoiseSpec("uniform", (horizon, particles, games, 1, self.other.action_dim))}
 
     def against(self, belief: Tensor, noise: Noise) -> Against:
-        """Return the world model with these opponents in it, for one plan: log-weights [E, K], tensors of :meth:`noise_specs`."""
-        return Against(self.model, self.clones, torch.softmax(belief, -1), noise["opponents"], self.config)
+        """Return the world model with these opponents in it, for one plan: log-weights [E, K], tensors of :meth:`noise_specs`.
+
+        Those that are hardly believed in, in all games, are left out (``least_belief``).
+        """
+        weight, uniform, hypotheses = torch.softmax(belief, -1), noise["opponents"], len(self.clones)
+        kept = (weight >= min(self.config.least_belief, 0.5 / hypotheses)).any(0).nonzero().flatten()
+        clones = [self.clones[place] for place in kept.tolist()]
+        weight = weight[:, kept] / weight[:, kept].sum(-1, keepdim=True)
+        uniform = uniform.unflatten(1, (-1, hypotheses))[:, :, kept].flatten(1, 2)
+        return Against(self.model, clones, weight, uniform, self.config)
 
     def act(self, z: Tensor, name: str | None = None) -> Tensor:
         """Expected action of one hypothesis, of the forced one, or of the last: [..., Z] -> [..., A2]."""
