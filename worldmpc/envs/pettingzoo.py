@@ -1,4 +1,4 @@
-"""Parallel environments of PettingZoo and its relatives with two players: ``pettingzoo/<package>:<module>``, as ``pettingzoo/mpe2:simple_push_v3``."""
+"""Parallel environments of PettingZoo and its relatives with two players, as ``pettingzoo/mpe2:simple_push_v3``."""
 
 from __future__ import annotations
 
