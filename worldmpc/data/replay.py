@@ -365,7 +365,7 @@ class Replay:
     def _label(self, step: Transition, ended: Bools) -> None:
         """Write to all steps of episodes that end with this one who has won, and how many steps are left behind each."""
         for env in np.flatnonzero(ended).tolist():
-            length = min(int(self._episode_length[env]), self.rows)
+            length = min(int(self._episode_length[env]), self.rows - 1)  # one row of the ring is what followed
             rows = self._base[env] + (self._head[env] - np.arange(length)) % self.rows
             where = torch.from_numpy(rows).to(self.storage_device)
             left = torch.arange(length, dtype=torch.float32, device=self.storage_device)
