@@ -1,7 +1,8 @@
 """From the name of an opponent to a player: one registry by type.
 
-A name is ``weak``, ``strong``, ``random`` or ``still``; ``TYPE:path`` with a type of :data:`LOADERS`; or the path of a run, a checkpoint or a decoy
-alone, whose type is in it. A new type is one class with the methods of :class:`~worldmpc.opponents.players.Player`, and one line here.
+A name is ``weak``, ``strong``, ``random`` or ``still``; ``TYPE:path`` with a type of :data:`LOADERS`; or the path of a run, a checkpoint or
+a decoy alone, whose type is in it. A new type is one class with the methods of :class:`~worldmpc.opponents.players.Player`, and one line
+here.
 """
 
 from __future__ import annotations

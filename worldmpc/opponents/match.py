@@ -42,7 +42,7 @@ def player_spec(joint: EnvSpec) -> EnvSpec:
 
 
 class Match:
-    """Games stepped together, with the interface of a :class:`~worldmpc.envs.VecEnv`: the learner is the player, opponents come from a pool.
+    """Games stepped together, with the interface of a :class:`~worldmpc.envs.VecEnv`; the learner plays, against opponents from a pool.
 
     Opponents decide in batches, one for all games that they play. The steps' ``extras`` say what the other player saw and did, who it was
     (its number among the pool's players) and, at the end, who won; ``success`` is then 1, 0.5 for a draw, or 0.
@@ -104,6 +104,8 @@ class Match:
     def step_async(self, action: Tensor) -> None:
         """Let the opponents decide, and begin a step with actions [E, A]; see :meth:`VecEnv.step_async`."""
         own = action.detach().to("cpu", torch.float32)
+        if own.shape != (self.num_envs, self._actions):
+            raise ValueError(f"action: expected shape ({self.num_envs}, {self._actions}), got {tuple(own.shape)}")
         self.finished = []
         active = torch.ones(self.num_envs, dtype=torch.bool)
         self._under_way = own, self._send(own, active)
@@ -112,8 +114,10 @@ class Match:
         """Finish the step under way, tell the pool of games that ended, and seat the next opponents there.
 
         Where one decision is several steps of the game, opponents decide in every one of them; ``other_action`` is then their mean.
+        Errors are those of :meth:`VecEnv.step_wait`.
         """
-        assert self._under_way is not None
+        if self._under_way is None:
+            raise RuntimeError(f"{self.spec.name}: no step is under way; step_async begins one")
         (own, answer), self._under_way = self._under_way, None
         self.played, first_view = list(self._now), self.other_obs
         step = self._receive()
@@ -126,9 +130,11 @@ class Match:
             more = self._receive()
             reward, count = reward + more.reward, count + active
             taken = taken + answer * active[:, None]
-            step = EnvStep(*(torch.where(_like(active, now), now, before) for now, before in zip(more[:7], step[:7], strict=True)))
-            step = step._replace(obs=more.obs, valid=torch.ones_like(active))
-            active = active & ~(step.terminated | step.truncated)
+            next_obs = torch.where(active[:, None], more.next_obs, step.next_obs)
+            terminated, truncated = step.terminated | more.terminated, step.truncated | more.truncated
+            success = torch.where(active, more.success, step.success)
+            step = EnvStep(next_obs, reward, terminated, truncated, more.obs, step.valid, success)
+            active = ~(terminated | truncated)
         over = step.terminated | step.truncated
         winner = torch.where(over, step.success.nan_to_num(0.0), torch.nan)
         numbers = {name: number for number, name in enumerate(self.pool.players)}
@@ -243,10 +249,6 @@ class Match:
             then = player.watch(then, view, own[where])
             self._carries[name] = tree_put(carry, where, then)
         return answers
-
-
-def _like(mask: Tensor, values: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (values.dim() - 1))
 
 
 Envs: TypeAlias = VecEnv | Match

@@ -118,7 +118,8 @@ class AgentPlayer:
     """
 
     def __init__(self, agent: Agent, mode: Mode = "eval", index: int = 0) -> None:
-        self.agent, self.mode = agent, mode if mode in agent.modes else "eval"
+        self.agent = agent
+        self.mode: Mode = mode if mode in agent.modes else "eval"
         self.index, self.turns = index, 0
 
     def init_carry(self, games: int, generator: torch.Generator) -> tuple[Any, Tensor, Tensor]:

@@ -104,9 +104,9 @@ class Matchmaker(Protocol):
 class Pool:
     """Chooses an opponent at random for every game, phase after phase, and takes snapshots of the learner.
 
-    ``weighted``: by the entries' weights. ``pfsp`` (prioritised fictitious self-play, Vinyals et al. 2019): by weight times p (1 - p), where
-    p is the running score against an opponent, so that those come most whose games are open. The snapshots of ``self_play`` share its
-    weight alike, or prioritised.
+    ``weighted``: by the entries' weights. ``pfsp`` (prioritised fictitious self-play, Vinyals et al. 2019): by weight times p (1 - p),
+    where p is the running score against an opponent, so that those come most whose games are open. The snapshots of ``self_play`` share
+    its weight alike, each of them then prioritised for itself.
 
     Args:
         phases: one after the other; the last one goes on.
@@ -138,47 +138,55 @@ class Pool:
         if not phases or not all(phase.entries for phase in phases):
             raise ConfigError("opponents: expected at least one phase, and an opponent in each")
         self.phases, self.players, self.generator, self.copy_agent = tuple(phases), dict(players), generator, copy_agent
-        self.snapshot_every, self.most_snapshots, self.mode = snapshot_every, snapshots, mode
+        self.fixed = tuple(self.players)
+        """Names of those who are no snapshots."""
+        self.snapshot_every, self.most_snapshots = snapshot_every, snapshots
+        self.mode: Mode = mode
         self.plays_itself = SELF_PLAY in names
         self.changes_seats = True
         """False where the players see or do different things."""
         self.snapshots: list[str] = []
-        """Names of those that may be chosen; others have a number and no player any more."""
+        """Names of those that may be chosen; others have a number, and a player while a game of theirs is under way."""
         self.scores: dict[str, float] = {}
         """Running score against each opponent: 1 where the learner wins, 0.5 a draw."""
         self.games: dict[str, list[int]] = {}
         """Games won, drawn and lost against each opponent."""
         self.begun = 0
+        """Games that have begun."""
+        self._playing: dict[int, str] = {}
         self.clears_replay = False
         """Set where a phase begins that wants an empty replay; whoever empties it unsets it."""
 
     @property
     def phase(self) -> Phase:
-        """The phase that the next game belongs to."""
-        return self.phases[self._place()[0]]
+        """The phase of the game that began last; the first one before there is any."""
+        return self.phases[self._place(self.begun - 1)[0]]
 
     @property
     def games_in_phase(self) -> int:
-        """Games of that phase that have begun."""
-        return self._place()[1]
+        """Games of that phase that began before that one."""
+        return self._place(self.begun - 1)[1]
 
     @property
     def win_bonus(self) -> tuple[float, float]:
-        """Return bonus and discount of won games, as they are now."""
+        """Return bonus and discount of won games, as they are now: those of the game that began last."""
         phase, games = self.phase, self.games_in_phase
         return phase.win_bonus.at(games), phase.win_discount.at(games)
 
     def next_game(self, env: int) -> Game:
         """Choose the next game of an environment."""
+        before = self.phase
+        self.begun += 1
         phase, games = self.phase, self.games_in_phase
+        self.clears_replay |= phase is not before and phase.clear_replay
         candidates = [(name, weight) for entry in phase.entries for name, weight in self._stands_for(entry, phase.choose)]
         opponent = candidates[self._draw([weight for _, weight in candidates])][0]
         options = dict(phase.modes[self._draw([weight for _, weight in phase.modes])][0])
         if phase.shaping:
             options["shaping"] = {hint: schedule.at(games) for hint, schedule in phase.shaping.items()}
-        options["seat"] = 1 + (env + self.begun) % 2 if self.changes_seats else 1
-        self.begun += 1
-        self.clears_replay |= self.phase is not phase and self.phase.clear_replay
+        options["seat"] = 2 - self.begun % 2 if self.changes_seats else 1
+        self._playing[env] = opponent
+        self._release()
         return Game(opponent, options)
 
     def report(self, env: int, opponent: str, winner: float) -> None:
@@ -197,17 +205,23 @@ class Pool:
     @property
     def _taken(self) -> int:
         """How many snapshots were taken, given up ones included."""
-        return sum(name.startswith("snapshot-") for name in self.players)
+        return len(self.players) - len(self.fixed)
 
     def _add_snapshot(self, name: str, agent: Agent) -> None:
         self.players[name] = AgentPlayer(agent, self.mode)
         self.snapshots.append(name)
         if len(self.snapshots) > self.most_snapshots:
             del self.snapshots[0]
+            self._release()
 
-    def _place(self) -> tuple[int, int]:
-        """Return the number of the phase, and the games of it that have begun."""
-        left = self.begun
+    def _release(self) -> None:
+        """Forget the agents of snapshots that gave way and whose last game is over."""
+        for name in self.players.keys() - {*self.fixed, *self.snapshots, *self._playing.values()}:
+            self.players[name] = _Gone()
+
+    def _place(self, game: int) -> tuple[int, int]:
+        """Return the number of the phase that a game belongs to, counted from 0, and the games of it before that one."""
+        left = max(game, 0)
         for number, phase in enumerate(self.phases[:-1]):
             if phase.games is None or left < phase.games:
                 return number, left
@@ -216,10 +230,11 @@ class Pool:
 
     def _stands_for(self, entry: Entry, choose: str) -> list[tuple[str, float]]:
         names = self.snapshots if entry.name == SELF_PLAY else [entry.name]
-        if choose == "weighted":
-            return [(name, entry.weight / len(names)) for name in names]
-        scores = [self.scores.get(name, 0.5) for name in names]
-        return [(name, entry.weight * max(score * (1 - score), LEAST_WEIGHT)) for name, score in zip(names, scores, strict=True)]
+        return [(name, entry.weight / len(names) * (1.0 if choose == "weighted" else self._openness(name))) for name in names]
+
+    def _openness(self, name: str) -> float:
+        score = self.scores.get(name, 0.5)
+        return max(score * (1 - score), LEAST_WEIGHT)
 
     def _draw(self, weights: Sequence[float]) -> int:
         total = list(itertools.accumulate(weights))
@@ -230,14 +245,15 @@ class Pool:
 
     def state_dict(self) -> dict[str, Any]:
         """Return players' names and states, records, counters, and the parameters of snapshots."""
-        agents = {name: self.players[name] for name in self.snapshots}
+        taken = {name: player for name, player in self.players.items() if name not in self.fixed}
         return {
             "generator": self.generator.get_state(),
+            "fixed": list(self.fixed),
             "names": list(self.players),
             "players": {name: player.state_dict() for name, player in self.players.items()},
-            "snapshots": {
-                name: dict(player.agent.model.state_dict()) for name, player in agents.items() if isinstance(player, AgentPlayer)
-            },
+            "agents": {name: dict(player.agent.model.state_dict()) for name, player in taken.items() if isinstance(player, AgentPlayer)},
+            "snapshots": list(self.snapshots),
+            "playing": [[env, name] for env, name in self._playing.items()],
             "scores": dict(self.scores),
             "games": {name: list(counts) for name, counts in self.games.items()},
             "begun": self.begun,
@@ -250,24 +266,20 @@ class Pool:
         Raises:
             ValueError: snapshots, and no agent that they were taken of, or other opponents than are here.
         """
-        fixed = [name for name in self.players if name not in self.snapshots]
-        saved = [name for name in state["names"] if not name.startswith("snapshot-")]
-        if fixed != saved:
-            raise ValueError(f"saved with the opponents {', '.join(saved)}, here are {', '.join(fixed)}")
+        if list(self.fixed) != list(state["fixed"]):
+            raise ValueError(f"saved with the opponents {', '.join(state['fixed'])}, here are {', '.join(self.fixed)}")
+        if state["agents"] and agent is None:
+            raise ValueError("snapshots need the agent that they were taken of")
         self.generator.set_state(state["generator"])
-        found, self.snapshots = {name: self.players[name] for name in fixed}, []
-        self.players = {}
-        for name in state["names"]:
-            if name in found:
-                self.players[name] = found[name]
-            elif name in state["snapshots"]:
-                if agent is None:
-                    raise ValueError("snapshots need the agent that they were taken of")
+        self.players = {name: self.players[name] for name in self.fixed}
+        for name in state["names"][len(self.fixed) :]:
+            self.players[name] = _Gone()
+            if agent is not None and name in state["agents"]:
                 copy = self.copy_agent(agent)
-                copy.model.load_state_dict(state["snapshots"][name])
-                self._add_snapshot(name, copy)
-            else:
-                self.players[name] = _Gone()
+                copy.model.load_state_dict(state["agents"][name])
+                self.players[name] = AgentPlayer(copy, self.mode)
+        self.snapshots = list(state["snapshots"])
+        self._playing = {int(env): name for env, name in state["playing"]}
         for name, own in state["players"].items():
             self.players[name].load_state_dict(own)
         self.scores = {name: float(score) for name, score in state["scores"].items()}
@@ -282,6 +294,9 @@ class _Gone:
         raise RuntimeError("this snapshot was given up and cannot play")
 
     def act(self, carry: Any, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Any]:
+        raise RuntimeError("this snapshot was given up and cannot play")
+
+    def watch(self, carry: Any, obs: Tensor, other_action: Tensor) -> Any:
         raise RuntimeError("this snapshot was given up and cannot play")
 
     def state_dict(self) -> dict[str, Any]:
