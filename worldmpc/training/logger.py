@@ -237,7 +237,7 @@ class RunLogger:
         self._snapshots.flush()
 
     def log_game(self, record: Mapping[str, Any]) -> None:
-        """Append a game of training, or a series of an evaluation, with its ``decisions`` to games.jsonl; the score goes to TensorBoard too.
+        """Append a game of training, or a series of an evaluation, with its ``decisions`` to games.jsonl, and a score to TensorBoard.
 
         Raises:
             ValueError: there is no ``decisions``, or a number that is not finite.

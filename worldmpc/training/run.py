@@ -92,7 +92,8 @@ def run_seeds(config: RunConfig, task: Task | None = None, *, extra_hooks: tuple
     if config.seeds is not None and not isinstance(task, str) and not callable(task):
         raise ConfigError("seeds: every seed needs environments of its own; pass a function that makes the environment")
     with ExitStack() as stack:
-        runs = [_Run(stack, own, task, device, extra_hooks, show=index == 0) for index, own in enumerate(_each_seed(config))]
+        alone = config.seeds is None
+        runs = [_Run(stack, own, task, device, extra_hooks, show=not index, alone=alone) for index, own in enumerate(_each_seed(config))]
         _choose_common_checkpoint(runs)
         for one in runs:
             one.restore()
@@ -137,10 +138,14 @@ def _each_seed(config: RunConfig) -> list[RunConfig]:
 class _Run:
     """One seed's folder and everything in it: environments, state, logger and hooks."""
 
-    def __init__(self, stack: ExitStack, config: RunConfig, task: Task, device: str, extra_hooks: tuple[Any, ...], *, show: bool) -> None:
-        """Prepare the run, from its checkpoint where it goes on; ``show`` False leaves the console to another one."""
+    def __init__(
+        self, stack: ExitStack, config: RunConfig, task: Task, device: str, extra_hooks: tuple[Any, ...], *, show: bool, alone: bool
+    ) -> None:
+        """Prepare the run, from its checkpoint where it goes on; where it is not ``alone``, ``show`` says whose the console is."""
         # Environments and agent first: what cannot be made leaves no folder, and workers do not inherit the lock.
         envs = stack.enter_context(seat_opponents(make_envs(task, config.env, seed=config.seed), config))
+        if isinstance(envs, Match) and not alone:
+            raise ConfigError("seeds: games are trained one run per seed, with -m seed=1,2,3; leave seeds out")
         if not isinstance(task, str):
             config = dataclasses.replace(config, task=envs.spec.name)
         eval_envs = _evaluated_in(stack.enter_context(_eval_envs(task, config)), config)

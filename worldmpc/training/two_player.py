@@ -62,8 +62,6 @@ def seat_opponents(envs: VecEnv, config: RunConfig) -> Envs:
     if envs.spec.seats is None:
         _require_no_game(envs.spec, config)
         return envs
-    if config.seeds is not None:
-        raise ConfigError("seeds: games are trained one run per seed, with -m seed=1,2,3; leave seeds out")
     return Match(envs, make_pool(config, envs.spec), config.seed)
 
 
@@ -151,6 +149,8 @@ def evaluation_opponents(config: RunConfig, joint: EnvSpec) -> dict[str, Player]
     """
     assert joint.seats is not None
     names: Sequence[str] = config.eval.opponents
+    if SELF_PLAY in names:
+        raise ConfigError("eval.opponents: self_play changes while the agent learns; name weak, strong, random, or a checkpoint")
     if not names:
         names = list(dict.fromkeys(entry.name for phase in _phases(config.opponents, joint) for entry in phase.entries))
         names = [name for name in names if name != SELF_PLAY]

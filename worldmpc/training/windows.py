@@ -10,7 +10,7 @@ from worldmpc.config import ConfigError, RunConfig
 from worldmpc.data.shaping import Transform, reflect, shape_wins
 from worldmpc.data.source import ReplaySource
 from worldmpc.opponents.match import Envs, Match
-from worldmpc.opponents.pool import Phase, Pool, Schedule
+from worldmpc.opponents.pool import Phase, Pool
 from worldmpc.types import SequenceBatch
 
 
@@ -18,7 +18,7 @@ def transform_windows(source: Any, envs: Envs, config: RunConfig, generator: tor
     """Let a replay's windows be shaped by who won, and mirrored, as configured.
 
     Raises:
-        ConfigError: a task without symmetry is to be mirrored, or an agent without a replay.
+        ConfigError: a task without symmetry is to be mirrored, or the windows of an agent that draws none.
     """
     transforms: list[Transform] = []
     if isinstance(envs, Match) and isinstance(envs.pool, Pool):
@@ -33,10 +33,10 @@ def transform_windows(source: Any, envs: Envs, config: RunConfig, generator: tor
             return reflect(batch, mirror, torch.rand(batch.reward.shape[1], generator=generator) < 0.5)
 
         transforms.append(mirrored)
-    if isinstance(source, ReplaySource):
+    if isinstance(source, ReplaySource) and source.draw is None:
         source.transforms += transforms
-    elif config.replay.mirror or any(phase.win_bonus != Schedule() for phase in _pool_phases(envs)):
-        raise ConfigError(f"agent: {config.agent} keeps no replay; replay.mirror and opponents.win_bonus need one")
+    elif config.replay.mirror or any(phase.win_bonus.start or phase.win_bonus.final for phase in _pool_phases(envs)):
+        raise ConfigError(f"agent: {config.agent} draws no windows from a replay; replay.mirror and a win bonus need them")
 
 
 def _pool_phases(envs: Envs) -> tuple[Phase, ...]:
