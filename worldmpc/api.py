@@ -181,10 +181,9 @@ def evaluate(
     """
     names = [opponents] if isinstance(opponents, str) else opponents
     if isinstance(task, Match):
-        try:
-            return _play(agent, task.joint, episodes, names, mode, index)
-        finally:
-            task.reset()  # whoever goes on with it meets its own opponents, in their seats
+        result = _play(agent, task.joint, episodes, names, mode, index)
+        task.reset()  # whoever goes on with it meets its own opponents, in their seats
+        return result
     if isinstance(task, VecEnv):
         return _play(agent, task, episodes, names, mode, index)
     if task is None:
