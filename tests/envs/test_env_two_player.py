@@ -27,7 +27,10 @@ def test_the_players_part_comes_first_in_either_seat(seat: int) -> None:
     assert info == {} and obs.dtype == np.float32 and obs.tolist() == pytest.approx([own, other, 0, other, own, 0])
     obs, reward, *_ = env.step(np.array([0.5, 0.1, -0.25, 0.2], np.float32))
     left, right = ([0.5, 0.1], [-0.25, 0.2]) if seat == 1 else ([-0.25, 0.2], [0.5, 0.1])
-    assert {name: action.tolist() for name, action in duel.taken[-1].items()} == {"left": pytest.approx(left), "right": pytest.approx(right)}
+    assert {name: action.tolist() for name, action in duel.taken[-1].items()} == {
+        "left": pytest.approx(left),
+        "right": pytest.approx(right),
+    }
     assert reward == pytest.approx(0.75)
     assert obs.tolist() == pytest.approx([own + 0.5, other - 0.25, 1, other - 0.25, own + 0.5, 1])
 
@@ -277,8 +280,8 @@ def test_a_third_player_of_another_package_is_refused() -> None:
 @pytest.mark.parametrize("workers", ["sync", "async"])
 def test_games_of_hockey_are_played_again_to_the_same_numbers(workers: Any) -> None:
     config = EnvConfig(num_envs=2, workers=workers, num_workers=2 if workers == "async" else None)
+    modes = ("NORMAL", "TRAIN_SHOOTING", "TRAIN_DEFENSE")
     for seed in (1, 2):
-        modes = ("NORMAL", "TRAIN_SHOOTING", "TRAIN_DEFENSE")
         with make_envs("hockey", config, seed=seed) as envs, make_envs("hockey", config, seed=99) as fresh:
             begun = [0, 0]
 

@@ -254,8 +254,8 @@ class VecEnv:
     def state_dict(self) -> dict[str, Tensor]:
         """Return what :meth:`load_state_dict` needs to come back to this very decision.
 
-        seed [], episode [E], steps [E] (all int64), actions [E, longest running episode, A] and obs [E, *O] (float32); where episodes were
-        begun with options, those of all as JSON, options [bytes] uint8.
+        seed [], episode [E], steps [E] (all int64), actions [E, longest running episode, A], 0 behind shorter ones, and obs [E, *O]
+        (float32); where episodes were begun with options, those of all as JSON, options [bytes] uint8.
 
         Raises:
             RuntimeError: a step is under way.
@@ -263,11 +263,13 @@ class VecEnv:
         self._require_idle("state_dict")
         longest = int(self._steps.max()) if self._own else 0
         obs = torch.zeros(self.num_envs, *self.spec.obs_shape) if self._obs is None else self._obs.clone()
+        actions = self._log[:, :longest].copy()
+        actions[np.arange(longest) >= self._steps[:, None]] = 0.0  # of former episodes
         return {
             "seed": torch.tensor(self._seed, dtype=torch.int64),
             "episode": torch.from_numpy(self._episode.copy()),
             "steps": torch.from_numpy(self._steps.copy()),
-            "actions": torch.from_numpy(self._log[:, :longest].copy()),
+            "actions": torch.from_numpy(actions),
             "obs": obs,
             **({"options": _as_bytes(self._options)} if any(self._options) else {}),
         }
