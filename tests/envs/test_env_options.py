@@ -15,7 +15,6 @@ from worldmpc.config import EnvConfig
 from worldmpc.envs import make_envs
 
 
-
 class Walk(gymnasium.Env[np.ndarray, np.ndarray]):
     """Adds its action to where the options say that it begins, with noise of its seed."""
 

@@ -166,8 +166,8 @@ def _archive(data: Mapping[str, Any], where: str) -> tuple[tuple[Entry, ...], st
     baseline = float(shares.get("baseline", 0.0))
     rest = sum(float(value) for value in shares.values()) - baseline
     bots = (Entry("weak", baseline / 2), Entry("strong", baseline / 2)) if baseline else ()
-    choose = "pfsp" if float(shares.get("pfsp", 0.0)) + float(shares.get("skill", 0.0)) >= float(shares.get("random", 0.0)) else "weighted"
-    return ((Entry(SELF_PLAY, rest),) if rest else ()) + bots, choose
+    uniform = float(shares.get("random", 0.0))
+    return ((Entry(SELF_PLAY, rest),) if rest else ()) + bots, "pfsp" if rest - uniform > uniform else "weighted"
 
 
 def _name(data: Mapping[str, Any], where: str, folder: Path) -> str:
