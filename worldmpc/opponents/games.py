@@ -88,7 +88,8 @@ def play_games(
 ) -> list[GameResult]:
     """Play a series of games side by side, and return them in the order of their numbers.
 
-    Game ``n`` has seat and starter of :func:`fixture`, and depends on ``(seed, n)`` and on the number of environments alone.
+    Game ``n`` has seat and starter of :func:`fixture`; how it begins depends on ``(seed, n)`` and the number of environments alone. Players
+    share their random numbers among the games that are under way, so that results are those of the same series again.
 
     Args:
         envs: of both players; they are reset.

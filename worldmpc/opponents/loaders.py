@@ -114,10 +114,10 @@ def read_name(text: str) -> Name:
         return Name(text, text, None)
     kind, colon, path = text.partition(":")
     if colon and kind.upper() in LOADERS:
-        if not Path(path).exists():
+        if not path or not Path(path).exists():
             raise ConfigError(f"opponents: {path}: no such file or folder (of {text})")
         return Name(text, kind.upper(), path)
-    if Path(text).exists():
+    if text and Path(text).exists():
         return Name(text, None, text)
     words = [*ALONE, "self_play", *(f"{name}:<path>" for name in LOADERS)]
     near = difflib.get_close_matches(kind, [*ALONE, "self_play", *LOADERS], n=1)
