@@ -363,14 +363,15 @@ class Replay:
         self._data.index_copy_(0, where, self._stage)
 
     def _label(self, step: Transition, ended: Bools) -> None:
-        """Write to all steps of episodes that end with this one who has won, and how many steps are left behind each."""
+        """Write to all steps of episodes that end with this one who has won (NaN: not said), and how many steps are left behind each."""
+        winner = step.extras.get("winner", torch.full((self.num_envs,), math.nan))
         for env in np.flatnonzero(ended).tolist():
             length = min(int(self._episode_length[env]), self.rows - 1)  # one row of the ring is what followed
             rows = self._base[env] + (self._head[env] - np.arange(length)) % self.rows
             where = torch.from_numpy(rows).to(self.storage_device)
             left = torch.arange(length, dtype=torch.float32, device=self.storage_device)
             self._data[where, self._columns["left"].start] = left
-            self._data[where, self._columns["winner"].start] = step.extras["winner"][env].to(self._data)
+            self._data[where, self._columns["winner"].start] = winner[env].to(self._data)
 
     def _check(self, step: Transition) -> None:
         """Refuse shapes that would otherwise broadcast, and observations that would silently lose their fraction."""
