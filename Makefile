@@ -26,7 +26,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m worldmpc.report.tables --check README.md docs/tdmpc2.md docs/performance.md docs/results.md docs/planners.md docs/variants.md docs/director.md
+	$(BIN)/python -m worldmpc.report.tables --check README.md docs/tdmpc2.md docs/performance.md docs/results.md docs/planners.md docs/variants.md docs/director.md docs/hockey.md docs/two_players.md
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:

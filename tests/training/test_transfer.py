@@ -154,7 +154,8 @@ def test_a_run_goes_on_in_all_three_cases(tmp_path, before, after):
 
     def configured(enabled, steps, references, **more):
         over = {"opponent_simulation": {"enabled": True, "opponent_agents": references}} if enabled else {}
-        sizes = {"env": {"num_envs": 2, "episode_length": 20}, "eval": {"episodes": 2, "prior": False, "video": False}, "log": {"progress": "none"}}
+        sizes = {"env": {"num_envs": 2, "episode_length": 20}, "eval": {"episodes": 2, "prior": False, "video": False}}
+        sizes["log"] = {"progress": "none"}
         return make_config(
             "debug", task="hockey", opponents=["weak"], steps=steps, eval_freq=10_000, train={"seed_decisions": 20}, **sizes, **over, **more
         )

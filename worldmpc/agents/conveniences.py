@@ -82,10 +82,9 @@ class Conveniences:
             given = others or [np.zeros(shape, np.float32) for shape in shapes]
             extras = dict(zip(("other_obs", "other_action"), map(self._everywhere, given), strict=True))
             extras |= {"opponent": torch.zeros(self.num_hand_envs), "winner": torch.full((self.num_hand_envs,), float(winner or 0))}
-        parts = (self._everywhere(part) for part in (state, action, reward))
-        self._by_hand().source.observe(
-            Transition(*parts, valid & torch.tensor(bool(done)), cut, self._everywhere(next_state), valid, extras)
-        )
+        obs, taken, gained, following = (self._everywhere(part) for part in (state, action, reward, next_state))
+        ended = valid & torch.tensor(bool(done))
+        self._by_hand().source.observe(Transition(obs, taken, gained, ended, cut, following, valid, extras))
         if bool(done) or bool(cut.any()):
             self._by_hand().carries.pop(env_id, None)
 

@@ -42,11 +42,11 @@ def fit_opponents(saved: Mapping[str, Any], agent: Agent) -> tuple[dict[str, Any
         state["model_optimizer"] = agent.learner.state_dict()["model_optimizer"]
         notes.append("the world model's optimiser begins anew")
     networks = {name: model.pop(name) for name in list(model) if name.startswith(NETWORKS)}
-    if simulation is None:
+    if simulation is not None:
+        state["simulation"] = _matched(simulation, former, networks, model, expected, notes)
+    elif former is not None:
         state["simulation"] = None
         notes.append(f"imagined opponents left out: {', '.join(former['names'])}")
-    else:
-        state["simulation"] = _matched(simulation, former, networks, model, expected, notes)
     return state, notes
 
 
