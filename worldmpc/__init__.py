@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from worldmpc.models.official import load_official
     from worldmpc.opponents.match import Match
     from worldmpc.training.checkpoint import CheckpointError
+    from worldmpc.training.create import create_agent
     from worldmpc.training.run import run
     from worldmpc.training.trainer import DivergenceError
 
@@ -35,6 +36,7 @@ _HOMES = {
     "worldmpc.models.official": ("load_official",),
     "worldmpc.opponents.match": ("Match",),
     "worldmpc.training.checkpoint": ("CheckpointError",),
+    "worldmpc.training.create": ("create_agent",),
     "worldmpc.training.run": ("run",),
     "worldmpc.training.trainer": ("DivergenceError",),
 }
@@ -50,6 +52,7 @@ __all__ = [
     "RunConfig",
     "VecEnv",
     "__version__",
+    "create_agent",
     "evaluate",
     "list_tasks",
     "load",

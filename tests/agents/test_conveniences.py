@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from worldmpc import create_agent
 from worldmpc.agents import make_agent
 from worldmpc.config import ConfigError, make_config
-from worldmpc.training.create import create_agent
 from worldmpc.types import EnvSpec, Seat
 
 SPEC = EnvSpec("toy/thing", (3,), 2, 20)
