@@ -95,7 +95,8 @@ def check_readers(config: RunConfig, given: Mapping[str, Any]) -> None:
             _check_choice(config, name)
     if "multi_gamma.gammas" in names and config.multi_gamma.gammas and not config.multi_gamma.enabled:
         raise ConfigError("multi_gamma.gammas: nothing learns these discounts; add multi_gamma.enabled=true, or leave them out")
-    unread = [name for name in names if name.startswith("opponent_simulation.") and name != "opponent_simulation.enabled"]
+    changed = [name for name in names if name.startswith("opponent_simulation.") and lookup(config, name) != lookup(type(config)(), name)]
+    unread = [name for name in changed if name != "opponent_simulation.enabled"]
     if unread and not config.opponent_simulation.enabled:
         raise ConfigError(f"{unread[0]}: nobody is imagined; add opponent_simulation.enabled=true, or leave it out")
     if "ppo.gamma" in names and config.env.discount is not None:

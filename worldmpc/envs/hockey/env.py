@@ -105,12 +105,11 @@ class _Table:
         return self._choices[choice]
 
     def reset(self, rng: np.random.Generator, seed: int | None, options: dict[str, Any] | None) -> None:
-        """Begin a game; options: ``mode``, ``starter``. A seed also decides whose turn it is to have the puck."""
+        """Begin a game; options, of this game alone: ``mode``, ``starter``. A seed also decides whose turn it is to have the puck."""
         options = options or {}
         if unknown := set(options) - {"mode", "starter"}:
             warnings.warn(f"hockey reset: option {sorted(unknown)[0]!r} is not read; there are mode and starter", stacklevel=3)
-        if "mode" in options:
-            self.game.set_mode(read_mode(options["mode"]))
+        self.game.set_mode(read_mode(options.get("mode", self.game.config.mode)))
         if seed is not None:
             self.game.starter = 1 + int(np.random.default_rng((seed, 1)).integers(2))
         self.game.reset(rng, options.get("starter"))
