@@ -157,6 +157,8 @@ def test_players_begin_in_turn_and_a_seed_says_who_does() -> None:
     assert turns[0] != turns[1] and turns[:2] == turns[2:]
     assert env.reset(options={"starter": 1})[0][12] < 0 < env.reset(options={"starter": 2})[0][12]
     assert env.reset(options={"mode": "train_defense"})[0][12] > 0 and env.game.limit == 80
+    env.reset()  # a mode that was asked for is of one game
+    assert env.game.limit == 250
 
 
 def test_player_one_begins_where_players_do_not_take_turns() -> None:

@@ -140,9 +140,5 @@ class Conveniences:
 def stack_carries(carries: Sequence[Any]) -> Any:
     """Return carries of one episode each as one, [1, ...] each -> [n, ...]."""
     columns = zip(*(tree_tensors(carry) for carry in carries), strict=True)
-    return tree_fill(expand_like(carries), [torch.cat(column) for column in columns])
-
-
-def expand_like(carries: Sequence[Any]) -> Any:
-    """Return a carry with as many rows as there are carries, to be filled."""
-    return tree_map(lambda tensor: tensor.expand(len(carries), *tensor.shape[1:]), carries[0])
+    places = tree_map(lambda tensor: tensor.expand(len(carries), *tensor.shape[1:]), carries[0])
+    return tree_fill(places, [torch.cat(column) for column in columns])

@@ -18,8 +18,8 @@ from worldmpc.envs.hockey import check_packages
 from worldmpc.envs.hockey.render import FPS, Screen
 from worldmpc.envs.two_player import JointEnv
 from worldmpc.noise import NoiseStream
-from worldmpc.opponents.games import HOCKEY, Tally
-from worldmpc.opponents.loaders import load_player, read_name
+from worldmpc.opponents.games import Tally
+from worldmpc.opponents.loaders import HOCKEY, load_player, read_name
 from worldmpc.opponents.players import Player
 from worldmpc.runtime import keep_freed_memory, set_threads
 from worldmpc.training.playing import check_names

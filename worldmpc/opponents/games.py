@@ -12,10 +12,8 @@ import torch
 from worldmpc.envs.vector import VecEnv
 from worldmpc.functional import tree_put, tree_rows
 from worldmpc.noise import NoiseStream
+from worldmpc.opponents.loaders import HOCKEY
 from worldmpc.opponents.players import Player
-
-HOCKEY = ("hockey", "hockey-real")
-"""Suites whose games know who is to start, and whose bots are called weak and strong."""
 
 
 class GameResult(NamedTuple):
@@ -67,7 +65,7 @@ def wilson(count: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 class Stopped(Exception):
-    """Games were asked to end before all were over."""
+    """An evaluation was asked to end before it was complete."""
 
 
 def fixture(number: int, changes_seats: bool, starters: bool) -> tuple[int, int | None]:

@@ -17,6 +17,8 @@ from worldmpc.models.cloning import Clone
 from worldmpc.opponents.players import AgentPlayer, BotPlayer, ClonePlayer, Player, RandomPlayer, StillPlayer
 from worldmpc.types import Agent, Mode, Seat
 
+HOCKEY = ("hockey", "hockey-real")
+"""Suites whose bots are called weak and strong, and whose games know who is to start."""
 Load = Callable[[Path], Agent | Clone]
 """Loads what was saved at a path, on the CPU; raises CheckpointError or ConfigError, with the path in the message."""
 
@@ -39,8 +41,7 @@ Loader = Callable[[str | None, Context], Player]
 
 def _bot(kind: str) -> Loader:
     def load(path: str | None, context: Context) -> Player:
-        suite = context.task.partition("/")[0]
-        if suite not in ("hockey", "hockey-real") or context.seat.discrete:
+        if context.task.partition("/")[0] not in HOCKEY or context.seat.discrete:
             raise ConfigError(f"opponents: {kind} is a bot of hockey with Box actions; {context.task} needs others, as random or self_play")
         return BotPlayer(kind, keep_mode=context.seat.obs_shape == (18,))
 

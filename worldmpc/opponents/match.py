@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -27,18 +28,7 @@ def player_spec(joint: EnvSpec) -> EnvSpec:
     if joint.seats is None:
         raise ConfigError(f"{joint.name}: has one player; opponents are for games of two, as hockey/self-play")
     own, other = joint.seats
-    return EnvSpec(
-        name=joint.name,
-        obs_shape=own.obs_shape,
-        action_dim=own.action_dim,
-        episode_length=joint.episode_length,
-        action_repeat=joint.action_repeat,
-        can_terminate=joint.can_terminate,
-        obs_dtype=joint.obs_dtype,
-        discrete=own.discrete,
-        other=other,
-        mirror=joint.mirror,
-    )
+    return dataclasses.replace(joint, **own._asdict(), seats=None, other=other)
 
 
 class Match:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from worldmpc.functional import tree_put, tree_rows
+from worldmpc.models.cloning import Clone
 from worldmpc.models.heads import one_hot_argmax
 from worldmpc.types import Agent, Mode, Seat
 
@@ -165,7 +166,7 @@ class ClonePlayer(_Stateless):
         deterministic: act with its expectation instead of a sample.
     """
 
-    def __init__(self, clone: Any, deterministic: bool = False) -> None:
+    def __init__(self, clone: Clone, deterministic: bool = False) -> None:
         self.clone, self.deterministic = clone, deterministic
 
     def init_carry(self, games: int, generator: torch.Generator) -> tuple[()]:

@@ -263,9 +263,7 @@ class Against:
         self, model: WorldModel, clones: Sequence[Clone], belief: Tensor, uniform: Tensor, config: OpponentSimulationConfig
     ) -> None:
         self.model, self.clones, self.belief, self.uniform, self.config = model, clones, belief, uniform, config
-        self.particles = uniform.shape[1]
-        # With one particle planners leave the dimension out.
-        self.num_particles = self.particles
+        self.num_particles = uniform.shape[1]  # of one planners leave the dimension out
         self.encode, self.propose, self.terminal_value = model.encode, model.propose, model.terminal_value
         if model.discrete:
             self.action_probs = model.action_probs
@@ -284,7 +282,7 @@ class Against:
 
     def rollout(self, z: Tensor, actions: Tensor) -> ModelStep:
         """Imagine whole sequences: [P, E, ..., Z], [H, P, E, ..., A] -> z [H+1, ...], reward [H, ...], cont [H, ...]."""
-        alone = self.particles == 1
+        alone = self.num_particles == 1
         if alone:
             z, actions = z[None], actions[:, None]
         zs, joint = [z], []

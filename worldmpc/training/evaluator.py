@@ -16,7 +16,7 @@ from worldmpc.config import ConfigError, EnvConfig
 from worldmpc.envs import Task, VecEnv, borrowed_envs
 from worldmpc.functional import tree_where
 from worldmpc.noise import derive_seed
-from worldmpc.opponents.games import GameResult
+from worldmpc.opponents.games import GameResult, Stopped
 from worldmpc.training.episodes import EpisodeTally
 from worldmpc.types import ActOutput, Agent, EnvStep, Mode
 
@@ -48,10 +48,6 @@ def evaluation_envs(
         if envs.spec.episode_length is None and envs.num_envs < episodes and not is_object:
             envs = stack.enter_context(borrowed_envs(task, dataclasses.replace(local, num_envs=episodes), seed=seed, render=render))
         yield envs
-
-
-class Stopped(Exception):
-    """An evaluation was asked to end before it was complete."""
 
 
 Watch = Callable[[torch.Tensor, ActOutput, EnvStep], None]

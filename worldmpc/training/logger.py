@@ -229,12 +229,7 @@ class RunLogger:
             ValueError: there is no ``decisions``, or a number that is not finite.
             FileExistsError: the folder holds an earlier run that is not being continued.
         """
-        if "decisions" not in record:
-            raise ValueError("log_snapshot: record without decisions")
-        if self._snapshots is None:
-            self._snapshots = self._open(self._snapshots_path)
-        self._snapshots.write(json.dumps(record, allow_nan=False) + "\n")
-        self._snapshots.flush()
+        self._snapshots = self._append("log_snapshot", record, self._snapshots, self._snapshots_path)
 
     def log_game(self, record: Mapping[str, Any]) -> None:
         """Append a game of training, or a series of an evaluation, with its ``decisions`` to games.jsonl, and a score to TensorBoard.
@@ -243,12 +238,7 @@ class RunLogger:
             ValueError: there is no ``decisions``, or a number that is not finite.
             FileExistsError: the folder holds an earlier run that is not being continued.
         """
-        if "decisions" not in record:
-            raise ValueError("log_game: record without decisions")
-        if self._games is None:
-            self._games = self._open(self._games_path)
-        self._games.write(json.dumps(record, allow_nan=False) + "\n")
-        self._games.flush()
+        self._games = self._append("log_game", record, self._games, self._games_path)
         if "score" in record:
             self._scalars({f"eval/score_{record['opponent']}": float(record["score"])}, int(record["env_steps"]))
 
@@ -283,6 +273,15 @@ class RunLogger:
         if self._writer is not None:
             self._writer.close()
         self._metrics = self._evals = self._snapshots = self._games = self._writer = None
+
+    def _append(self, verb: str, record: Mapping[str, Any], file: TextIO | None, path: Path) -> TextIO:
+        """Append a line of JSON to a file, opened where it is not yet."""
+        if "decisions" not in record:
+            raise ValueError(f"{verb}: record without decisions")
+        file = self._open(path) if file is None else file
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+        file.flush()
+        return file
 
     def _open(self, path: Path) -> TextIO:
         if not self._continues and path.exists() and path.stat().st_size:

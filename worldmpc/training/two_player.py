@@ -13,15 +13,14 @@ from worldmpc.envs import VecEnv
 from worldmpc.models.cloning import DECOY, Clone, build_decoy
 from worldmpc.noise import NoiseStream, derive_seed
 from worldmpc.opponents.curriculum import SUFFIXES, read_curriculum
-from worldmpc.opponents.games import HOCKEY, GameResult, Stopped, play_games, tally
-from worldmpc.opponents.loaders import Context, load_player, read_name
+from worldmpc.opponents.games import GameResult, play_games, tally
+from worldmpc.opponents.loaders import HOCKEY, Context, load_player, read_name
 from worldmpc.opponents.match import Envs, Match, player_spec
 from worldmpc.opponents.players import AgentPlayer, Player
 from worldmpc.opponents.pool import SELF_PLAY, Entry, Phase, Pool, Schedule
 from worldmpc.opponents.simulation import Demonstrations
 from worldmpc.training.checkpoint import META, load_checkpoint
 from worldmpc.training.evaluator import EvalResult
-from worldmpc.training.evaluator import Stopped as EvaluationStopped
 from worldmpc.training.restore import find_checkpoint, load_agent
 from worldmpc.types import Agent, EnvSpec, Mode, Seat
 
@@ -116,6 +115,7 @@ class Fixtures:
 
     def __init__(self, envs: VecEnv, opponents: Mapping[str, Player]) -> None:
         self.envs, self.opponents = envs, dict(opponents)
+        self._fresh = {name: opponent.state_dict() for name, opponent in self.opponents.items()}
         self.spec = player_spec(envs.spec)
 
     def play(
@@ -128,13 +128,10 @@ class Fixtures:
             Stopped: ``stop`` said so.
         """
         found: dict[str, list[GameResult]] = {}
-        try:
-            for name, opponent in self.opponents.items():
-                opponent.load_state_dict({"turns": 0})
-                seed = derive_seed(agent.config.seed, "eval", index)
-                found[name] = play_games(self.envs, AgentPlayer(agent, mode, index), opponent, games, seed, stop=stop)
-        except Stopped as error:
-            raise EvaluationStopped from error
+        seed = derive_seed(agent.config.seed, "eval", index)
+        for name, opponent in self.opponents.items():
+            opponent.load_state_dict(self._fresh[name])
+            found[name] = play_games(self.envs, AgentPlayer(agent, mode, index), opponent, games, seed, stop=stop)
         results = [result for series in found.values() for result in series]
         scores = [(1 + result.winner) / 2 for result in results]
         return EvalResult([result.ret for result in results], [result.length for result in results], scores, [], found)
