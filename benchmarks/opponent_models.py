@@ -28,11 +28,10 @@ from worldmpc.opponents.games import play_games
 from worldmpc.opponents.loaders import load_player
 from worldmpc.opponents.players import AgentPlayer
 from worldmpc.opponents.simulation import ANYONE
+from worldmpc.report.opponent_models import SCHEMA
 from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.training.restore import load_agent
 from worldmpc.training.two_player import context_of
-
-SCHEMA = "worldmpc.opponent_models/1"
 
 
 class Recorder(AgentPlayer):
@@ -113,7 +112,8 @@ def main() -> None:
     words = [word for word in sys.argv[1:] if not word.startswith("games=")]
     games = next((int(word.partition("=")[2]) for word in sys.argv[1:] if word.startswith("games=")), 40)
     rows = [row for run in words[1:] for row in study(run, games)]
-    data = {"schema": SCHEMA, "command": command_line(), "commit": git_commit(), "machine": machine_info(), "rows": rows}
+    facts = {"command": command_line(), "commit": git_commit(), "machine": machine_info(), "threads": 1}
+    data = {"schema": SCHEMA, **facts, "rows": rows}
     Path(words[0]).write_text(json.dumps(data, indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Tournaments and evaluations by games: records, tables inside pages, pictures."""
+"""Tournaments: records, tables inside pages, pictures."""
 
 from __future__ import annotations
 
@@ -8,27 +8,13 @@ from typing import Any
 
 import pytest
 
-from worldmpc.opponents.games import GameResult, wilson
+from tests.series import results, write_games
 from worldmpc.opponents.ratings import PlayedGame
 from worldmpc.report import tables
 from worldmpc.report.runs import RunError
-from worldmpc.report.tournament import (
-    GAMES,
-    games_list,
-    games_table,
-    plot_tournament,
-    series_record,
-    share,
-    tournament_record,
-    tournament_table,
-)
+from worldmpc.report.tournament import plot_tournament, tournament_record, tournament_table
 
 OUTCOMES = {("a", "b"): (6, 3, 1), ("a", "c|d"): (8, 2, 0), ("b", "c|d"): (5, 5, 0)}
-
-
-def results(won: int, drawn: int, lost: int) -> list[GameResult]:
-    winners = [1] * won + [0] * drawn + [-1] * lost
-    return [GameResult(winner, 10.0 * winner, 100, 1 + n % 2, 1 + n // 2 % 2) for n, winner in enumerate(winners)]
 
 
 def record() -> dict[str, Any]:
@@ -37,18 +23,6 @@ def record() -> dict[str, Any]:
     machine = {"cpu": "Test CPU", "cores": 2}
     facts = {"task": "hockey/self-play", "games": 10, "command": "worldmpc tournament", "machine": machine, "threads": 1}
     return {**tournament_record(sources, {name: f"id of {name}" for name in sources}, games, 1), **facts}
-
-
-def test_a_series_in_numbers():
-    made = series_record(results(5, 2, 3))
-    assert (made["games"], made["won"], made["drawn"], made["lost"], made["score"]) == (10, 5, 2, 3, 0.6)
-    assert made["return_mean"] == pytest.approx(2.0) and made["intervals"]["won"] == list(wilson(5, 10))
-    assert {seat: (own["won"], own["drawn"], own["lost"]) for seat, own in made["by_seat"].items()} == {"1": (3, 1, 1), "2": (2, 1, 2)}
-    assert sum(own["won"] for own in made["by_starter"].values()) == 5 and made["by_starter"]["1"]["games"] == 6
-    assert share(made, "won") == "5 (50 %, 24..76)"
-    unknown = series_record([result._replace(starter=None) for result in results(1, 0, 0)])
-    assert unknown["by_starter"] == {} and list(unknown["by_seat"]) == ["1"]
-    assert games_list(results(0, 0, 1)) == [{"winner": -1, "return": -10.0, "length": 100, "seat": 1, "starter": 1}]
 
 
 def test_a_tournament_in_numbers():
@@ -77,31 +51,6 @@ def test_the_table_of_a_tournament(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("bad.json").write_text('{"schema": "other"}')
     with pytest.raises(RunError, match="bad.json: no record of worldmpc tournament"):
         tournament_table("bad.json")
-
-
-def write_games(file: str, agent: str, mode: str, *series: tuple[str, tuple[int, int, int]]) -> None:
-    opponents = {name: series_record(results(*counts)) for name, counts in series}
-    Path(file).write_text(json.dumps({"schema": GAMES, "agent": agent, "mode": mode, "opponents": opponents}))
-
-
-def test_the_table_of_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    write_games("a.json", "tdmpc2", "eval", ("weak", (6, 3, 1)), ("strong", (2, 4, 4)))
-    write_games("b.json", "sac|x", "prior", ("weak", (0, 10, 0)))
-    lines = games_table("*.json").splitlines()
-    assert lines[2] == "| tdmpc2 | weak | 10 | 60 (31..83) | 30 (11..60) | 10 (2..40) | `a.json` |"
-    assert lines[3].startswith("| tdmpc2 | strong | 10 | 20 (") and lines[4].startswith(
-        "| sac\\|x, policy alone | weak | 10 | 0 (0..28) | 100 ("
-    )
-    assert len(games_table("b.json").splitlines()) == len(lines) - 2
-    assert games_table("none/*.json") == "No games in `none/*.json` yet."
-    Path("c.json").write_text("{}")
-    for words, message in (
-        ("*.json", "c.json: no record of games that worldmpc evaluate wrote"),
-        ("", "blocks of games name their records"),
-    ):
-        with pytest.raises(RunError, match=message):
-            games_table(words)
 
 
 def test_blocks_in_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

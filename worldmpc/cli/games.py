@@ -9,7 +9,7 @@ from rich.table import Table
 
 from worldmpc.config import RunConfig
 from worldmpc.opponents.games import GameResult
-from worldmpc.report.tournament import GAMES, OUTCOMES, games_list, series_record, share
+from worldmpc.report.games import GAMES, OUTCOMES, games_list, series_record, share
 from worldmpc.training.evaluator import EvalResult
 
 _SEATS = {1: "in seat 1", 2: "in seat 2"}

@@ -14,8 +14,9 @@ from worldmpc.cli.words import listed, no_more_words, split_words
 from worldmpc.config import ConfigError
 from worldmpc.envs import canonical_task, make_envs
 from worldmpc.opponents.ratings import History, Ratings
+from worldmpc.report.games import OUTCOMES, share
 from worldmpc.report.provenance import command_line, git_commit, machine_info
-from worldmpc.report.tournament import OUTCOMES, plot_tournament, share, tournament_record
+from worldmpc.report.tournament import plot_tournament, tournament_record
 from worldmpc.runtime import keep_freed_memory, set_threads
 from worldmpc.training.folder import lock
 from worldmpc.training.playing import Tournament, enter, entrants_of

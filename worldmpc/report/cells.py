@@ -15,6 +15,11 @@ def span(low: float, high: float) -> str:
     return f"{rounded(low)}..{rounded(high)}"
 
 
+def percent(share: float) -> str:
+    """Return a share as percent without decimals, a dash where there is none."""
+    return rounded(100 * share)
+
+
 def escaped(words: str) -> str:
     """Return words as a cell of a markdown table."""
     return words.replace("|", "\\|")

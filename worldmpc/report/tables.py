@@ -3,8 +3,9 @@
 ``python -m worldmpc.report.tables README.md docs/results.md`` rewrites the blocks between ``<!-- results:begin -->`` and
 ``<!-- results:end -->``, and likewise ``gates``, ``benchmarks``, ``variants``, ``precision`` and ``planners``. Blocks between
 ``<!-- compare:begin results/variants/*.csv baseline=tdmpc2 -->`` and ``<!-- compare:end -->`` say themselves what they hold, in the words
-of ``worldmpc compare variants=true``; a page may have several. ``overhead``, ``goals`` and ``tournament`` name their record, ``games`` its
-records, ``<!-- games:begin results/hockey/*.json -->``. With ``--check`` nothing is written, and a stale block is a failure.
+of ``worldmpc compare variants=true``; a page may have several. ``overhead``, ``goals``, ``tournament`` and
+``opponent_models`` name their record, ``games`` its records, ``<!-- games:begin results/hockey/*.json -->``. With ``--check`` nothing is
+written, and a stale block is a failure.
 """
 
 from __future__ import annotations
@@ -19,17 +20,22 @@ from pathlib import Path
 from worldmpc.files import write_whole
 from worldmpc.report.benchmarks import Record, Row, Verb, read_records, settings
 from worldmpc.report.compare import MIN_SEEDS, Comparison, compare
+from worldmpc.report.games import games_table
 from worldmpc.report.gates import gates_table
 from worldmpc.report.goal_records import goals_table
+from worldmpc.report.opponent_models import opponent_models_table
 from worldmpc.report.overhead import overhead_table
 from worldmpc.report.planners import planners_table
 from worldmpc.report.precision import curves_table, precision_table
 from worldmpc.report.reference import DEFAULT_ALGORITHM
 from worldmpc.report.runs import Run, RunError, load_result_folder
-from worldmpc.report.tournament import games_table, tournament_table
+from worldmpc.report.tournament import tournament_table
 from worldmpc.report.variant_tables import variants_markdown
 
-BLOCKS = ("results", "gates", "benchmarks", "variants", "precision", "planners", "compare", "overhead", "goals", "tournament", "games")
+BLOCKS = (
+    *("results", "gates", "benchmarks", "variants", "precision", "planners"),
+    *("compare", "overhead", "goals", "tournament", "games", "opponent_models"),
+)
 """Kinds of marked blocks."""
 _HEADER = ("task", "preset", "seeds", "simulator steps", "return (min..max)", "prior alone", "published (min..max)", "gate", "data")
 
@@ -175,6 +181,7 @@ def _make(makers: Mapping[str, Callable[[], str]], kind: str, words: str = "") -
         "goals": goals_table,
         "tournament": tournament_table,
         "games": games_table,
+        "opponent_models": opponent_models_table,
     }
     if kind in named:
         return named[kind](words)

@@ -1,9 +1,7 @@
-"""Games of two in numbers: what a series was like, tournaments as records, tables and pictures, evaluations as tables."""
+"""Tournaments as records, tables and pictures."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,18 +13,16 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from worldmpc.files import written_aside
-from worldmpc.opponents.games import GameResult, Tally, tally, wilson
+from worldmpc.opponents.games import GameResult, Tally, tally
 from worldmpc.opponents.ratings import MU, ORDERS, SIGMA, PlayedGame, rate_history
-from worldmpc.report.cells import escaped
+from worldmpc.report.cells import escaped, percent
 from worldmpc.report.curves import DPI, PALETTE
+from worldmpc.report.games import OUTCOMES, series_record
 from worldmpc.report.records import named_table
 from worldmpc.report.runs import RunError
 
 TOURNAMENT = "worldmpc.tournament/1"
 """What the record of a tournament says about itself."""
-GAMES = "worldmpc.games/1"
-"""What the record of an evaluation by games says about itself."""
-OUTCOMES = ("won", "drawn", "lost")
 _COLORS = LinearSegmentedColormap.from_list("score", (PALETTE[1], "#FFFFFF", PALETTE[0]))
 _GREY = "#B0B0B0"
 _LONGEST = 24
@@ -34,36 +30,6 @@ _LONGEST = 24
 
 _WIDEST = 10
 """Characters of a name that stands level above a column."""
-
-
-def series_record(results: Sequence[GameResult]) -> dict[str, Any]:
-    """Return games won, drawn and lost with their 95 % intervals, the score, mean return and length, and the same by seat and starter."""
-    values = {"seat": sorted({game.seat for game in results}), "starter": sorted({game.starter for game in results if game.starter})}
-    return _counts(results) | {
-        f"by_{name}": {str(value): _counts([game for game in results if getattr(game, name) == value]) for value in found}
-        for name, found in values.items()
-    }
-
-
-def _counts(results: Sequence[GameResult]) -> dict[str, Any]:
-    counted = tally(results)
-    intervals = {name: list(wilson(count, counted.games)) for name, count in counted._asdict().items()}
-    means = {
-        "return_mean": sum(game.ret for game in results) / counted.games,
-        "length_mean": sum(game.length for game in results) / counted.games,
-    }
-    return {"games": counted.games, **counted._asdict(), "score": counted.score, "intervals": intervals, **means}
-
-
-def games_list(results: Sequence[GameResult]) -> list[dict[str, Any]]:
-    """Return every game as plain data."""
-    return [{"winner": g.winner, "return": g.ret, "length": g.length, "seat": g.seat, "starter": g.starter} for g in results]
-
-
-def share(counts: Mapping[str, Any], name: str) -> str:
-    """Return how often games were won, drawn or lost, with the interval: ``37 (74 %, 60..84)``."""
-    low, high = counts["intervals"][name]
-    return f"{counts[name]} ({_percent(counts[name] / counts['games'])} %, {_percent(low)}..{_percent(high)})"
 
 
 def tournament_record(sources: Mapping[str, str], ids: Mapping[str, str], games: Sequence[PlayedGame], seed: int) -> dict[str, Any]:
@@ -110,54 +76,14 @@ def _tournament(record: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---|" + "--:|" * (len(header) - 1)]
     for player in players:
         name, own = player["name"], [f"{player['mu']:.1f} ± {player['sigma']:.1f}", *(str(player[outcome]) for outcome in OUTCOMES)]
-        against = ["" if other == name else f"{_percent(scores[name, other].score)} %" for other in names]
-        cells = [escaped(name), f"**{player['rating']:.1f}**", *own, f"{_percent(player['score'])} %", *against]
+        against = ["" if other == name else f"{percent(scores[name, other].score)} %" for other in names]
+        cells = [escaped(name), f"**{player['rating']:.1f}**", *own, f"{percent(player['score'])} %", *against]
         lines.append("| " + " | ".join(cells) + " |")
     text = (
         f"{record['task']}, {record['games']} games per pair, from both seats and with both starters. Score: a win is a point, a "
         "draw half of one. Rating: mu - 3 sigma."
     )
     return "\n".join([*lines, "", text])
-
-
-def games_table(words: str) -> str:
-    """Return the markdown table of evaluations by games, one row per agent and opponent; words are files, ``*`` stands for many.
-
-    Raises:
-        RunError: no file named, or one that is no such record.
-    """
-    patterns = words.split()
-    if not patterns:
-        raise RunError("blocks of games name their records, as in <!-- games:begin results/hockey/*.json -->")
-    rows: list[list[str]] = []
-    for file in [file for pattern in patterns for file in sorted(Path().glob(pattern))]:
-        rows += _rows(file)
-    if not rows:
-        return f"No games in `{words}` yet."
-    lines = ["| agent | opponent | games | won, % | drawn, % | lost, % | data |", "|---|---|--:|--:|--:|--:|---|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(
-        [*lines, "", "In brackets the 95 % interval (Wilson). From both seats and with both starters, where the game has them."]
-    )
-
-
-def _rows(file: Path) -> list[list[str]]:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record["schema"] != GAMES:
-            raise ValueError(record["schema"])
-        agent = escaped(f"{record['agent']}, policy alone" if record["mode"] == "prior" else record["agent"])
-        return [
-            [agent, escaped(name), str(own["games"]), *(_interval(own, outcome) for outcome in OUTCOMES), f"`{file.as_posix()}`"]
-            for name, own in record["opponents"].items()
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file}: no record of games that worldmpc evaluate wrote ({error!r})") from error
-
-
-def _interval(counts: Mapping[str, Any], outcome: str) -> str:
-    low, high = counts["intervals"][outcome]
-    return f"{_percent(counts[outcome] / counts['games'])} ({_percent(low)}..{_percent(high)})"
 
 
 def plot_tournament(record: Mapping[str, Any], path: str | Path) -> Figure:
@@ -199,7 +125,7 @@ def _draw_scores(axes: Axes, record: Mapping[str, Any], names: Sequence[str]) ->
             if one == two:
                 continue
             counted = scores[one, two]
-            axes.text(column, row - 0.12, f"{_percent(counted.score)} %", ha="center", va="center", fontsize=10.5, fontweight="bold")
+            axes.text(column, row - 0.12, f"{percent(counted.score)} %", ha="center", va="center", fontsize=10.5, fontweight="bold")
             axes.text(column, row + 0.22, "/".join(map(str, counted)), ha="center", va="center", fontsize=8, color="#4D4D4D")
     slanted = max(map(len, names)) > _WIDEST
     axes.set_xticks(range(len(names)), names, rotation=25 * slanted, ha="left" if slanted else "center", rotation_mode="anchor")
@@ -254,10 +180,6 @@ def _scores(record: Mapping[str, Any]) -> dict[tuple[str, str], Tally]:
 
 def _turned(counted: Tally) -> Tally:
     return Tally(counted.lost, counted.drawn, counted.won)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.0f}" if math.isfinite(value) else "-"
 
 
 def _short(name: str) -> str:
