@@ -6,8 +6,10 @@ import math
 
 
 def rounded(value: float) -> str:
-    """Return a number without decimals, a dash where there is none."""
-    return f"{value:.0f}" if math.isfinite(value) else "-"
+    """Return a number without decimals, a small one with two, a dash where there is none."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 10 or value == 0 else f"{value:.2f}"
 
 
 def span(low: float, high: float) -> str:
@@ -17,7 +19,7 @@ def span(low: float, high: float) -> str:
 
 def percent(share: float) -> str:
     """Return a share as percent without decimals, a dash where there is none."""
-    return rounded(100 * share)
+    return f"{100 * share:.0f}" if math.isfinite(share) else "-"
 
 
 def escaped(words: str) -> str:

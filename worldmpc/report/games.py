@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from worldmpc.opponents.games import GameResult, tally, wilson
-from worldmpc.report.cells import escaped, percent, span
+from worldmpc.report.cells import escaped, percent
 from worldmpc.report.runs import RunError
 from worldmpc.report.statistics import Estimate, probability_of_improvement, stratified_bootstrap
 
@@ -113,7 +113,7 @@ def _interval(counts: Mapping[str, Any], outcome: str) -> str:
 
 def _mean_cells(group: Sequence[_Series]) -> list[str]:
     shares = {outcome: [100 * one.counts[outcome] / one.counts["games"] for one in group] for outcome in OUTCOMES}
-    means = [f"**{np.mean(found):.0f}** ({span(min(found), max(found))})" for found in shares.values()]
+    means = [f"**{np.mean(found):.0f}** ({min(found):.0f}..{max(found):.0f})" for found in shares.values()]
     games = sum(one.counts["games"] for one in group)
     return [f"**{escaped(group[0].name)}, {len(group)} seeds**", escaped(group[0].opponent), str(games), *means, ""]
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from worldmpc.files import write_whole
 from worldmpc.report.benchmarks import Record, Row, Verb, read_records, settings
+from worldmpc.report.cells import rounded, span
 from worldmpc.report.compare import MIN_SEEDS, Comparison, compare
 from worldmpc.report.games import games_table
 from worldmpc.report.gates import gates_table
@@ -205,7 +206,7 @@ def _with_tables(file: Path, tables: Mapping[str, str]) -> tuple[str, str]:
 def _benchmark_cells(record: Record, row: Row) -> list[str]:
     machine = record.machine
     name = machine["gpu"] if row.device.startswith("cuda") else f"{machine['cpu']}, {machine['cores']} cores"
-    rates = [_round(math.nan if rate is None else rate) for rate in (row.training, row.environment)]
+    rates = [rounded(math.nan if rate is None else rate) for rate in (row.training, row.environment)]
     return [*settings(row).values(), _verb_cell(row.plan), _verb_cell(row.update), *rates, row.task or "-", name, f"`{record.source}`"]
 
 
@@ -219,19 +220,13 @@ def _cells(row: Comparison, sources: str) -> list[str]:
     gate = {True: "pass", False: "**fail**", None: "-"}[row.passed]
     name = row.kind.name.removeprefix("tdmpc2, ")
     seeds = str(len(row.seeds)) if len(row.seeds) >= MIN_SEEDS else f"{len(row.seeds)} (*)"
-    ours = f"**{_round(row.mean)}** ({_round(row.min)}..{_round(row.max)})"
-    return [row.task, name, seeds, f"{row.step:,}", ours, _round(row.prior_mean), published, gate, sources]
+    ours = f"**{rounded(row.mean)}** ({span(row.min, row.max)})"
+    return [row.task, name, seeds, f"{row.step:,}", ours, rounded(row.prior_mean), published, gate, sources]
 
 
 def _sources(row: Comparison, runs: Sequence[Run], folder: Path) -> str:
     used = {run.source for run in runs if run.kind == row.kind}
     return ", ".join(f"`{folder.name}/{source.relative_to(folder).as_posix()}`" for source in sorted(used))
-
-
-def _round(value: float) -> str:
-    if not math.isfinite(value):
-        return "-"
-    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 if __name__ == "__main__":
