@@ -26,7 +26,7 @@ from worldmpc.models.cloning import BINS
 from worldmpc.noise import derive_seed
 from worldmpc.opponents.games import play_games
 from worldmpc.opponents.loaders import load_player
-from worldmpc.opponents.players import AgentPlayer
+from worldmpc.opponents.players import AgentCarry, AgentPlayer
 from worldmpc.opponents.simulation import ANYONE
 from worldmpc.report.opponent_models import SCHEMA
 from worldmpc.report.provenance import command_line, git_commit, machine_info
@@ -43,18 +43,17 @@ class Recorder(AgentPlayer):
         self.simulation, self.model = agent.simulation, agent.model
         self.games: list[list[tuple[Tensor, Tensor, Tensor]]] = []
 
-    def init_carry(self, games: int, generator: torch.Generator) -> tuple[Any, Tensor, Tensor]:
+    def init_carry(self, games: int, generator: torch.Generator) -> AgentCarry:
         """Begin a new record."""
         self.games.append([])
         return super().init_carry(games, generator)
 
-    def watch(self, carry: tuple[Any, Tensor, Tensor], obs: Tensor, other_action: Tensor) -> tuple[Any, Tensor, Tensor]:
-        """Write down log-densities of the networks [K], the belief before [K], and the action [A2], where the agent has just decided."""
-        if int(carry[2]) == self.agent.spec.action_repeat - 1:
-            z = self.model.encode(obs)
-            density = torch.stack([clone.log_prob(z, other_action)[0] for clone in self.simulation.clones])
-            self.games[-1].append((density.detach(), torch.log_softmax(carry[0].belief[0], -1), other_action[0]))
-        return super().watch(carry, obs, other_action)
+    def note(self, own: Any, obs: Tensor, other_action: Tensor) -> Any:
+        """Write down log-densities of the networks [K], the belief before [K], and the action [A2]."""
+        z = self.model.encode(obs)
+        density = torch.stack([clone.log_prob(z, other_action)[0] for clone in self.simulation.clones])
+        self.games[-1].append((density.detach(), torch.log_softmax(own.belief[0], -1), other_action[0]))
+        return super().note(own, obs, other_action)
 
 
 @torch.no_grad()

@@ -153,6 +153,7 @@ def test_opponents_decide_in_every_step_of_a_repeated_action(workers: Any) -> No
         assert step.reward.tolist() == pytest.approx([0.2 - 0.1 + 0.2 - 0.11] * 2)
         assert step.extras["other_action"].flatten().tolist() == pytest.approx([0.105] * 4)
         assert torch.equal(step.extras["other_obs"][:, :2], first[:, [1, 0]]) and step.next_obs[:, 2].tolist() == [2, 2]
+        assert torch.equal(step.extras["other_views"], torch.stack([view for _, view in player.asked], 1))
         assert torch.equal(step.obs, step.next_obs) and torch.equal(match.obs, step.obs)
         play(match, 0.2, 1)
         step = play(match, 0.2, 1)[0]  # the fifth step is the last
@@ -179,6 +180,7 @@ def test_a_game_that_ends_inside_a_repeat_waits_for_the_others() -> None:
             :, 0
         ].tolist() == pytest.approx([0.005, 0.01])
         assert step.success.tolist()[0] == 1 and step.success[1].isnan() and len(match.finished) == 1
+        assert step.extras["other_views"][:, :, 2].tolist() == [[0, 1, 1], [0, 1, 2]] and step.extras["steps"].tolist() == [2, 3]
         match.step(torch.zeros(2, 2))
         assert player.asked[3][0] == [0, 3]
 

@@ -14,6 +14,7 @@ from tests.opponents.people import Learner
 from worldmpc.agents import make_agent
 from worldmpc.config import ConfigError, make_config
 from worldmpc.envs.hockey.bots import ScriptedBot
+from worldmpc.functional import tree_where
 from worldmpc.models.cloning import Clone
 from worldmpc.opponents.loaders import Context, load_player, read_name
 from worldmpc.opponents.players import AgentPlayer, BotPlayer, ClonePlayer, RandomPlayer, StillPlayer
@@ -80,11 +81,28 @@ def test_agents_hold_their_actions_as_in_training() -> None:
         action, carry = player.act(carry, torch.zeros(2, 3), stream())
         acted.append(action[:, 0].tolist())
         if step == 3:  # the first game is over
-            carry = tuple(  # type: ignore[assignment]
-                torch.stack([new[0], old[1]]) if isinstance(new, torch.Tensor) else old
-                for new, old in zip(player.init_carry(2, stream()), carry, strict=True)
-            )
+            carry = tree_where(torch.tensor([True, False]), player.init_carry(2, stream()), carry)
     assert acted == [[0, 0], [0, 0], [0, 0], [3, 3], [4, 3], [4, 3], [4, 6]] and player.state_dict() == {"turns": 4}
+
+
+def test_agents_see_the_mean_of_what_the_other_did_while_their_action_held() -> None:
+    class Watching(Learner):
+        simulation, seen = "somebody", []  # type: ignore[var-annotated]
+
+        def watch_game(self, carry: Any, obs: torch.Tensor, extras: dict[str, torch.Tensor]) -> Any:
+            self.seen.append((obs[:, 0].tolist(), extras["other_action"][:, 0].tolist()))
+            return carry
+
+    learner = Watching(0.0, EnvSpec("duel_v0", (3,), 2, 6, action_repeat=2, other=Seat((3,), 1)))
+    player = AgentPlayer(learner)  # type: ignore[arg-type]
+    carry = player.init_carry(2, stream())
+    for step, others in enumerate([[0.5, -0.5], [1.0, 0.5], [0.25, 0.0], [0.75, 0.0], [1.0, 1.0], [1.0, 1.0]]):
+        obs = torch.full((2, 3), float(step))
+        _, carry = player.act(carry, obs, stream())
+        carry = player.watch(carry, obs, torch.tensor(others)[:, None])
+        if step == 4:  # the first game is over, in the middle of a decision: nobody counts that
+            carry = tree_where(torch.tensor([True, False]), player.init_carry(2, stream()), carry)
+    assert learner.seen == [([0, 0], [0.75, 0.0]), ([2, 2], [0.5, 0.0]), ([4], [1.0])]
 
 
 AGENTS: dict[str, dict[str, Any]] = {

@@ -8,11 +8,12 @@ import itertools
 import pytest
 import torch
 
+from tests.opponents.people import Counting
 from worldmpc.agents import make_agent
 from worldmpc.config import ConfigError, make_config
 from worldmpc.models.cloning import Clone
 from worldmpc.models.world_model import WorldModel
-from worldmpc.opponents.simulation import ANYONE, Against, CloningBuffer, OpponentSimulation, combine
+from worldmpc.opponents.simulation import ANYONE, Against, CloningBuffer, Demonstrations, OpponentSimulation, combine
 from worldmpc.planners import rollout_return
 from worldmpc.types import EnvSpec, GameCarry, Seat, SequenceBatch
 
@@ -263,6 +264,21 @@ def test_watching_changes_the_belief_that_plans_use():
     seen = agent.watch_game(output.carry, obs, {"other_action": torch.ones(2, 3)})
     assert torch.softmax(seen.belief, -1)[:, 1].min() > 0.9 and torch.equal(seen.plan.mean, output.carry.plan.mean)
     assert float(agent.act(seen, obs, "eval").metrics["opponents/certainty"]) > 0.9
+
+
+def test_references_show_what_they_do_in_the_mean_over_the_steps_of_a_decision():
+    agent = agent_of()
+    players = {"weak": Counting(0.1, 3), "strong": Counting(-0.5, 3)}
+    agent.simulation.demonstrations = Demonstrations(players, 2, seed=1)
+    obs, views, carry = torch.randn(2, 5), torch.randn(2, 3, 5), agent.init_carry(2)
+    extras = {"other_action": torch.full((2, 3), 0.7), "other_views": views, "steps": torch.tensor([3.0, 2.0])}
+    agent.watch_game(carry, obs, extras, names=["strong", "weak"], fresh=torch.tensor([False, True]))
+    assert torch.equal(torch.stack([view for _, view in players["weak"].asked], 1), views)
+    kept = {name: buffer.state_dict()["rows"] for name, buffer in agent.simulation.buffers.items()}
+    assert kept["weak"][:, 5].tolist() == pytest.approx([0.11, 0.7]) and kept["strong"][:, 5].tolist() == pytest.approx([0.7, -0.495])
+    assert all(torch.equal(rows[:, :5], obs) for rows in kept.values())
+    agent.watch_game(carry, obs, extras, names=["strong", "weak"], fresh=torch.tensor([False, False]))
+    assert [steps for steps, _ in players["strong"].asked[3:]] == [[3, 0], [4, 1], [5, 2]]
 
 
 def test_methods_by_name_and_number():

@@ -64,7 +64,8 @@ class ImaginesOpponents:
         Args:
             carry: of the decision that led to it.
             obs: own views that were acted on, [E, O].
-            extras: ``other_action`` [E, A2], what the other player did; ``other_obs`` [E, O2], what it saw, to learn from it.
+            extras: ``other_action`` [E, A2], what the other player did; to learn from it ``other_views`` [E, R, O2], what it saw before
+                each step of the decision, and ``steps`` [E], how many were made.
             names: of the opponents [E], where this is training: references then show what they would have done.
             fresh: where a game ended with this step [E]; training only.
         """
@@ -72,19 +73,25 @@ class ImaginesOpponents:
         if simulation is None:
             return carry
         if names is not None and fresh is not None:
-            self.collect_opponent_demonstrations(obs, extras["other_obs"], known=(names, extras["other_action"]))
+            self.collect_opponent_demonstrations(obs, extras["other_views"], steps=extras["steps"], known=(names, extras["other_action"]))
             if simulation.demonstrations is not None and bool(fresh.any()):
                 simulation.demonstrations.begin(fresh)
         return carry._replace(belief=simulation.update_belief(carry.belief, obs, extras["other_action"]))
 
     def collect_opponent_demonstrations(
-        self, obs: Tensor, obs_agent2: Tensor | None = None, *, known: tuple[Sequence[str], Tensor] | None = None
+        self,
+        obs: Tensor,
+        obs_agent2: Tensor | None = None,
+        *,
+        steps: Tensor | None = None,
+        known: tuple[Sequence[str], Tensor] | None = None,
     ) -> None:
         """Ask every reference what it would do where the opponent is, and keep that with the own views, from which it is learned.
 
         Args:
             obs: own views [E, O], or of one argument alone the opponents' [E, O2]: the own views are then those last acted on.
-            obs_agent2: the opponents' views [E, O2].
+            obs_agent2: the opponents' views [E, O2]; or [E, R, O2], before each of R steps of one decision: the mean action counts.
+            steps: how many of the R steps were made, [E]; all without it.
             known: who really plays [E] and what they did [E, A2], which then counts instead.
 
         Raises:
@@ -98,7 +105,8 @@ class ImaginesOpponents:
             if simulation.references:
                 raise RuntimeError("opponent_simulation: the references were not loaded; make the agent for training, with create_agent")
             return
-        for name, action in simulation.demonstrations.act(torch.atleast_2d(others).cpu()).items():
+        views = torch.atleast_2d(others).cpu()
+        for name, action in simulation.demonstrations.act(views if views.dim() == 3 else views[:, None], steps).items():
             if known is not None:
                 really = torch.tensor([playing == name for playing in known[0]])
                 action = torch.where(really[:, None], known[1], action)

@@ -103,19 +103,21 @@ class Match:
     def step_wait(self) -> EnvStep:
         """Finish the step under way, tell the pool of games that ended, and seat the next opponents there.
 
-        Where one decision is several steps of the game, opponents decide in every one of them; ``other_action`` is then their mean.
+        Where one decision is several steps of the game, opponents decide in every one of them; ``other_action`` is then the mean of what
+        they did, ``other_views`` [E, R, O2] what they saw before each, of which ``steps`` [E] were made before the game ended.
         Errors are those of :meth:`VecEnv.step_wait`.
         """
         if self._under_way is None:
             raise RuntimeError(f"{self.spec.name}: no step is under way; step_async begins one")
         (own, answer), self._under_way = self._under_way, None
-        self.played, first_view = list(self._now), self.other_obs
+        self.played, views = list(self._now), [self.other_obs]
         step = self._receive()
         active = ~(step.terminated | step.truncated)
         reward, count, taken = step.reward, torch.ones(self.num_envs), answer
         for _ in range(self.spec.action_repeat - 1):
             if not active.any():
                 break
+            views.append(torch.where(active[:, None], self.other_obs, views[-1]))
             answer = self._send(own, active)
             more = self._receive()
             reward, count = reward + more.reward, count + active
@@ -129,7 +131,9 @@ class Match:
         winner = torch.where(over, step.success.nan_to_num(0.0), torch.nan)
         numbers = {name: number for number, name in enumerate(self.pool.players)}
         extras = {
-            "other_obs": first_view,
+            "other_obs": views[0],
+            "other_views": torch.stack(views + views[-1:] * (self.spec.action_repeat - len(views)), 1),
+            "steps": count,
             "other_action": taken / count[:, None],
             "opponent": torch.tensor([float(numbers[name]) for name in self.played]),
             "winner": winner,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -107,6 +107,21 @@ class BotPlayer(_Stateless):
         return torch.from_numpy(np.array(actions, np.float32)), (phase,)
 
 
+class AgentCarry(NamedTuple):
+    """What an agent in a seat remembers of games."""
+
+    own: Any
+    """The agent's carry."""
+    action: Tensor
+    """Its last actions, [games, A]."""
+    held: Tensor
+    """For how many more steps they hold, [games]."""
+    seen: Tensor
+    """Own views that they were chosen for, [games, *O]; of agents that imagine no opponents [games, 0]."""
+    others: Tensor
+    """What the other player has done since, its share of the mean, [games, A2]; as ``seen``."""
+
+
 class AgentPlayer:
     """An agent that acts and no longer learns; where it was made to repeat its actions it decides as often as it did in training.
 
@@ -123,31 +138,41 @@ class AgentPlayer:
         self.mode: Mode = mode if mode in agent.modes else "eval"
         self.index, self.turns = index, 0
 
-    def init_carry(self, games: int, generator: torch.Generator) -> tuple[Any, Tensor, Tensor]:
-        """Return the agent's carry of fresh episodes, the last actions [games, A], and for how many more steps they hold [games]."""
-        action = torch.zeros(games, self.agent.spec.action_dim)
-        return self.agent.init_carry(games), action, torch.zeros(games, dtype=torch.int64)
+    def init_carry(self, games: int, generator: torch.Generator) -> AgentCarry:
+        """Return what it remembers of fresh games."""
+        spec, imagines = self.agent.spec, getattr(self.agent, "simulation", None) is not None
+        seen = (spec.obs_shape, (spec.other.action_dim,)) if imagines and spec.other is not None else ((0,), (0,))
+        held = torch.zeros(games, dtype=torch.int64)
+        return AgentCarry(
+            self.agent.init_carry(games), torch.zeros(games, spec.action_dim), held, *(torch.zeros(games, *shape) for shape in seen)
+        )
 
-    def act(self, carry: tuple[Any, Tensor, Tensor], obs: Tensor, generator: torch.Generator) -> tuple[Tensor, tuple[Any, Tensor, Tensor]]:
+    def act(self, carry: AgentCarry, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, AgentCarry]:
         """Own views [games, *O] -> actions [games, A]."""
-        own, action, held = carry
-        due = (held == 0).nonzero().flatten()
+        own, action = carry.own, carry.action
+        due = (carry.held == 0).nonzero().flatten()
         if len(due):
             self.agent.reset_eval_noise(self.index, self.turns)
             self.turns += 1
             output = self.agent.act(tree_rows(own, due), obs[due], self.mode)
             own, action = tree_put(own, due, output.carry), action.index_copy(0, due, output.action.detach().to(action))
-        return action, (own, action, (held - 1) % self.agent.spec.action_repeat)
+        return action, carry._replace(own=own, action=action, held=(carry.held - 1) % self.agent.spec.action_repeat)
 
-    def watch(self, carry: tuple[Any, Tensor, Tensor], obs: Tensor, other_action: Tensor) -> tuple[Any, Tensor, Tensor]:
-        """Let an agent that imagines opponents see what the other player did, in steps that it decided in."""
-        agent: Any = self.agent
-        own, action, held = carry
-        decided = (held == self.agent.spec.action_repeat - 1).nonzero().flatten()
-        if getattr(agent, "simulation", None) is None or not len(decided):
+    def watch(self, carry: AgentCarry, obs: Tensor, other_action: Tensor) -> AgentCarry:
+        """Let an agent that imagines opponents see, after the steps of each of its decisions, what the other player did in their mean."""
+        if not carry.seen.shape[1]:
             return carry
-        seen = agent.watch_game(tree_rows(own, decided), obs[decided], {"other_action": other_action[decided]})
-        return tree_put(own, decided, seen), action, held
+        repeat = self.agent.spec.action_repeat
+        first = (carry.held == repeat - 1)[:, None]
+        seen, others = torch.where(first, obs, carry.seen), torch.where(first, 0.0, carry.others) + other_action / repeat
+        due = (carry.held == 0).nonzero().flatten()
+        own = tree_put(carry.own, due, self.note(tree_rows(carry.own, due), seen[due], others[due])) if len(due) else carry.own
+        return carry._replace(own=own, seen=seen, others=others)
+
+    def note(self, own: Any, obs: Tensor, other_action: Tensor) -> Any:
+        """Tell the agent what the other player did in a decision: its carry, own views [n, *O], mean actions [n, A2] -> its carry."""
+        agent: Any = self.agent
+        return agent.watch_game(own, obs, {"other_action": other_action})
 
     def state_dict(self) -> dict[str, Any]:
         """Return how often it has decided."""

@@ -84,11 +84,24 @@ class Demonstrations:
         self.stream = NoiseStream(seed, "demonstrations")
         self.carries = {name: player.init_carry(games, self.stream.generator) for name, player in self.players.items()}
 
-    def act(self, other_obs: Tensor) -> dict[str, Tensor]:
-        """Return what each reference does: views of the other player [E, O2] -> name -> [E, A2]."""
+    def act(self, other_views: Tensor, steps: Tensor | None = None) -> dict[str, Tensor]:
+        """Return what each reference does in the mean over the steps of one decision.
+
+        Args:
+            other_views: what the other player saw before each step, [E, R, O2].
+            steps: how many of them were made, [E]; all without it.
+
+        Returns:
+            name -> [E, A2].
+        """
+        count = torch.full((len(other_views),), other_views.shape[1]) if steps is None else steps
         actions = {}
         for name, player in self.players.items():
-            actions[name], self.carries[name] = player.act(self.carries[name], other_obs, self.stream.generator)
+            taken = []
+            for number in range(other_views.shape[1]):
+                action, self.carries[name] = player.act(self.carries[name], other_views[:, number], self.stream.generator)
+                taken.append(action * (number < count)[:, None])
+            actions[name] = torch.stack(taken).sum(0) / count[:, None]
         return actions
 
     def begin(self, fresh: Tensor) -> None:
