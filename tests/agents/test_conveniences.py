@@ -9,6 +9,8 @@ import torch
 from worldmpc import create_agent
 from worldmpc.agents import make_agent
 from worldmpc.config import ConfigError, make_config
+from worldmpc.training.checkpoint import save_checkpoint
+from worldmpc.training.specs import spec_dict
 from worldmpc.types import EnvSpec, Seat
 
 SPEC = EnvSpec("toy/thing", (3,), 2, 20)
@@ -127,6 +129,118 @@ def test_one_argument_pairs_demonstrations_with_what_was_last_acted_on():
     assert np.allclose(agent.simulation.buffers["still"].draw(torch.zeros(1))[0].numpy(), seen[None])
 
 
+def imagining(*references, games=1, **over):
+    simulation = {"enabled": True, "opponent_agents": list(references)}
+    return create_agent({"task": "hockey", "preset": "debug", "opponent_simulation": simulation, **over}, games=games)
+
+
+def certain(agent, name, bin_):
+    """Make an imagined opponent do one thing."""
+    clone = agent.simulation.clones[agent.simulation.names.index(name)]
+    with torch.no_grad():
+        clone.net[-1].weight.zero_()
+        clone.net[-1].bias.zero_().view(4, -1)[:, bin_] = 3.0
+
+
+def belief(agent, env_id=0):
+    return torch.softmax(agent._by_hand().carries[env_id].belief[0], -1)
+
+
+def test_the_belief_follows_what_the_other_player_does():
+    agent = imagining("weak", "still")
+    certain(agent, "weak", 14)
+    certain(agent, "still", 7)
+    obs = np.zeros(18, np.float32)
+    with pytest.raises(RuntimeError, match="observe_opponent: act in env_id 0 first"):
+        agent.observe_opponent(obs, np.ones(4))
+    agent.act_batch(obs[None])
+    agent.observe_opponent(obs, np.ones(4))
+    assert belief(agent)[0] > 0.9
+    agent.act_batch(obs[None])
+    agent.store_transition((obs, np.zeros(4), 0.0, obs, False, obs, np.ones(4)))
+    assert belief(agent)[0] > 0.99
+    agent.on_episode_start(2)
+    agent.act_batch(obs[None])
+    assert belief(agent).tolist() == pytest.approx([1 / 3] * 3)
+    agent.observe_opponent(obs, np.zeros(4))
+    assert belief(agent)[1] > 0.9
+    agent.store_transition((obs, np.zeros(4), 0.0, obs, True, obs, np.ones(4)), winner=1)
+    assert 0 not in agent._by_hand().carries
+    with pytest.raises(RuntimeError, match="nobody is imagined"):
+        agent_of(GAME).observe_opponent(obs, np.ones(4))
+
+
+def test_references_begin_new_games_with_the_episodes():
+    agent, obs = imagining("weak", games=2), torch.zeros(2, 18)
+
+    def phase():
+        return agent.simulation.demonstrations.carries["weak"][0].tolist()
+
+    agent.collect_opponent_demonstrations(obs, obs)
+    first = phase()
+    agent.on_episode_end(1, env_id=1)
+    assert phase()[0] == first[0] and phase()[1] != first[1]
+    agent.collect_opponent_demonstrations(np.zeros((2, 18)), np.zeros((2, 3, 18)))  # three steps of one decision
+    assert len(agent.simulation.buffers["weak"]) == 4
+
+
+def test_windows_are_shaped_and_mirrored_as_configured():
+    bonus = {"opponents.win_bonus": 8, "opponents.win_bonus_final": 8, "opponents.win_discount": 0.5}
+    agent = create_agent({"task": "hockey", "preset": "debug", "replay.mirror": True, **bonus})
+    obs = np.full(18, 0.25, np.float32)
+    for step in range(4):
+        agent.store_transition((obs, np.full(4, 0.5), 0.0, obs, step == 3), winner=1 if step == 3 else None)
+    source = agent._by_hand().source
+    rewards, signs = set(), set()
+    for _ in range(50):
+        batch = source.next()
+        rewards |= set(batch.reward[batch.mask > 0].tolist())
+        signs |= set(batch.obs[0, :, 1].sign().tolist())
+    assert rewards == {0.0, 8.0, 4.0, 2.0} and signs == {1.0, -1.0}
+    with pytest.raises(ConfigError, match="replay.mirror: toy/thing says of no symmetry"):
+        make_agent(make_config("debug", **{"replay.mirror": True}), SPEC).train()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda one, obs: one.store_transition((obs, np.zeros(4), 0.0, obs, False)), "which imagined opponents need"),
+        (
+            lambda agent, obs: agent.store_transition((obs, np.zeros(4), 0.0, obs, False, obs, np.zeros(4)), winner=2),
+            "winner: expected 1, 0, -1",
+        ),
+        (lambda one, obs: one.store_transition((obs, np.zeros(3), 0.0, obs, False, obs, np.zeros(4))), r"action: expected \[n, 4\]"),
+        (lambda one, obs: one.store_transition((obs, np.zeros(4), np.nan, obs, False, obs, np.zeros(4))), "reward: expected finite"),
+        (
+            lambda agent, obs: agent.store_opponent_action(obs, np.full(4, np.nan), "weak"),
+            "opponent_action: expected finite numbers, got 4",
+        ),
+        (lambda one, obs: one.store_opponent_action(np.zeros((2, 18)), np.zeros(4), 0), "as many views as actions, got 2 and 1"),
+        (lambda one, obs: one.store_opponent_action(obs, np.zeros(3), 0), r"opponent_action: expected \[n, 4\] numbers, got \[1, 3\]"),
+        (lambda one, obs: one.store_opponent_action(obs, np.zeros(4), True), "no opponent True"),
+        (lambda one, obs: one.collect_opponent_demonstrations(obs, np.zeros(7)), r"obs_agent2: expected \[n, 18\]"),
+        (lambda one, obs: one.collect_opponent_demonstrations(np.zeros((2, 18)), np.zeros((2, 18))), "expected views of 1 games"),
+        (lambda one, obs: one.act_batch(np.zeros((1, 7))), r"states: expected \[n, 18\] numbers, got \[1, 7\]"),
+        (lambda one, obs: one.act_batch(np.zeros((0, 18))), r"states: expected \[n, 18\] numbers, got \[0, 18\]"),
+        (lambda one, obs: one.act_batch(np.zeros((2, 18)), env_ids=[0]), "expected 2 of each, all environments different"),
+        (lambda one, obs: one.act_batch(np.zeros((2, 18)), env_ids=[0, 0]), "expected 2 of each, all environments different"),
+        (
+            lambda agent, obs: agent.rollout_dynamics_multi_step(torch.zeros(1, 16), torch.zeros(1, 2, 4), 3),
+            "max_horizon: expected at most 2",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(imagining("weak"), np.zeros(18, np.float32))
+
+
+def test_numbers_of_numpy_name_opponents():
+    agent = imagining("weak", "still")
+    agent.store_opponent_action(np.zeros(18), np.zeros(4), np.int64(1))
+    assert len(agent.simulation.buffers["still"]) == 1
+
+
 def test_references_that_cannot_be_had_are_named():
     over = {"task": "hockey", "preset": "debug"}
     with pytest.raises(ConfigError, match="nowhere"):
@@ -135,3 +249,21 @@ def test_references_that_cannot_be_had_are_named():
         create_agent({**over, "type": "sac", "agent": "td3"})
     with pytest.raises(ConfigError, match="unknown agent 'crossq'"):
         create_agent({**over, "type": "CrossQ"})
+    with pytest.raises(ConfigError, match="^opponent_simulation.opponent_agents: 'self_play' is no known opponent(?!.*use.*self_play)"):
+        create_agent({**over, "opponent_simulation": {"enabled": True, "opponent_agents": ["self_play"]}})
+    with pytest.raises(ConfigError, match="games: expected at least 1"):
+        create_agent(over, games=0)
+    with pytest.raises(ConfigError, match="config: expected a RunConfig or a mapping of its keys, got NoneType"):
+        create_agent(None)
+
+
+def test_what_was_trained_with_other_keys_on_top(tmp_path):
+    agent = create_agent({"task": "hockey", "preset": "debug"})
+    facts = {"config": agent.config.to_dict(), "spec": spec_dict(agent.spec)}
+    path = str(save_checkpoint(tmp_path, "agent", {"agent": agent.state_dict()}, facts))
+    made = create_agent({"checkpoint_path": path, "type": "TDMPC2", "planner.horizon": 2, "seed": 5})
+    assert (made.config.planner.horizon, made.config.seed) == (2, 5)
+    with pytest.raises(ConfigError, match="preset: .* has its configuration"):
+        create_agent({"checkpoint_path": path, "preset": "cpu"})
+    with pytest.raises(ConfigError, match="type: .* holds agent=tdmpc2, not sac"):
+        create_agent({"checkpoint_path": path, "type": "SAC"})

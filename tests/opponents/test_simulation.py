@@ -319,10 +319,12 @@ def test_nobody_is_imagined_where_nobody_else_plays():
         ({"opponent_simulation": {"opponent_agents": ["weak"]}}, "add opponent_simulation.enabled=true"),
         ({"opponent_simulation": {"enabled": True}, "compile": True}, "compile: cannot be had with imagined opponents"),
         ({"opponent_simulation": {"enabled": True}, "agent": "bmpc"}, "cannot be had with imagined opponents"),
-        ({"opponent_simulation": {"enabled": True, "cvar_share": 0.0}}, "opponent_simulation.cvar_share: expected in"),
+        ({"opponent_simulation": {"enabled": True, "aggregate": "cvar", "cvar_share": 0.0}}, "opponent_simulation.cvar_share: expected in"),
         ({"opponent_simulation": {"enabled": True, "opponent_agents": [{"type": "SAC", "file": "x"}]}}, "expected type and path"),
         ({"opponent_simulation": {"enabled": True}, "planner": "mcts"}, "mcts weighs all imagined opponents alike"),
         ({"opponent_simulation": {"enabled": True}, "agent": "sac"}, "agent=sac never reads it"),
+        ({"opponent_simulation": {"enabled": True, "cvar_share": 0.2}}, "cvar_share: opponent_simulation.aggregate=mean never reads it"),
+        ({"opponent_simulation": {"enabled": True}, "planner.mpc": False}, "planner.mpc=false never plans against anybody"),
     ],
 )
 def test_what_cannot_be_is_refused(over, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from worldmpc.agents import make_agent
 from worldmpc.config import make_config
 from worldmpc.training.checkpoint import save_checkpoint
+from worldmpc.training.create import create_agent
 from worldmpc.training.restore import load_agent
 from worldmpc.training.specs import spec_dict
 from worldmpc.training.transfer import fit_opponents
+from worldmpc.training.two_player import attach_references
 from worldmpc.types import EnvSpec, Seat, SequenceBatch
 
 SPEC = EnvSpec("hockey/self-play", (18,), 4, 251, other=Seat((18,), 4))
@@ -123,6 +126,7 @@ def test_another_width_of_networks_begins_anew(tmp_path):
     agent = trained(agent_of("weak"))
     other, notes = loaded(saved(agent, tmp_path), hidden=[24])
     assert notes[-1] == "imagined opponents new, not trained yet: weak, anyone"
+    assert len(other.simulation.buffers["weak"]) == 20  # what was seen outlasts the network
     assert bool(acts(other).isfinite().all())
 
 
@@ -163,3 +167,51 @@ def test_a_run_goes_on_in_all_three_cases(tmp_path, before, after):
     first = run(configured(before, 60, ["weak"], run_dir=str(tmp_path / "run")))
     result = run(configured(after, 120, ["still", "weak"], resume=str(first.run_dir)))
     assert result.finished and result.decisions == 120
+
+
+def reference(folder, seed):
+    """Save an agent to be imagined."""
+    plain = make_agent(make_config("debug", task="hockey", seed=seed), SPEC)
+    save_checkpoint(folder.parent, folder.name, {"agent": plain.state_dict()}, {"config": plain.config.to_dict(), "spec": spec_dict(SPEC)})
+
+
+def created(path, *references):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        agent = create_agent({"checkpoint_path": str(path), "opponent_simulation.opponent_agents": [f"TDMPC2:{one}" for one in references]})
+    return agent, " ".join(str(warning.message) for warning in caught)
+
+
+def test_files_are_known_by_what_is_in_them(tmp_path):
+    one, moved = tmp_path / "one", tmp_path / "moved"
+    reference(one, 1)
+    agent = trained(create_agent(agent_of(f"TDMPC2:{one}").config, SPEC))
+    path = saved(agent, tmp_path / "runs")
+    again, notes = created(path, one)
+    z = torch.rand(5, 16)
+    assert "new" not in notes and torch.equal(again.simulation.clones[0].logits(z), agent.simulation.clones[0].logits(z))
+    shutil.copytree(one, moved)
+    for found, notes in (created(path, moved), loaded(path, opponent_agents=[str(moved)])):  # by another path, with and without the type
+        assert "not trained yet" not in str(notes) and f"kept: {found.simulation.names[0]}, anyone" in str(notes)
+        assert torch.equal(found.simulation.clones[0].logits(z), agent.simulation.clones[0].logits(z))
+    shutil.rmtree(one)
+    reference(one, 2)
+    other, notes = created(path, one)
+    assert f"new, not trained yet: TDMPC2:{one}" in notes
+    assert not torch.equal(other.simulation.clones[0].logits(z), agent.simulation.clones[0].logits(z))
+    acting, notes = loaded(path)  # who only acts has no use for what is there now
+    assert notes == [] and torch.equal(acts(acting), acts(agent))
+    shutil.rmtree(one)
+    assert loaded(path)[1] == []
+
+
+def test_a_reference_that_plays_counts_by_any_name(tmp_path):
+    folder = tmp_path / "one"
+    reference(folder, 1)
+    agent = agent_of(f"TDMPC2:{folder}", "weak")
+    attach_references(agent, 2, met=["weak", str(folder), "self_play_3"])
+    assert agent.simulation.demonstrations.also == {"weak": "weak", str(folder): f"TDMPC2:{folder}"}
+    extras = {"other_action": torch.full((2, 4), 0.3), "other_views": torch.zeros(2, 1, 18), "steps": torch.ones(2)}
+    agent.watch_game(agent.init_carry(2), torch.zeros(2, 18), extras, names=[str(folder), "weak"], fresh=torch.zeros(2, dtype=torch.bool))
+    rows = {name: buffer.state_dict()["rows"][:, 18] for name, buffer in agent.simulation.buffers.items()}
+    assert rows[f"TDMPC2:{folder}"][0] == rows["weak"][1] == pytest.approx(0.3) and rows["weak"][0] != pytest.approx(0.3)

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from worldmpc.data.source import ReplaySource
-from worldmpc.functional import parameter_table, tree_fill, tree_map, tree_rows, tree_tensors
-from worldmpc.noise import NoiseStream
-from worldmpc.types import ActOutput, EnvSpec, Metrics, Mode, Transition
-
-
-class _ByHand(NamedTuple):
-    """What an agent that is used by hand remembers."""
-
-    source: ReplaySource
-    carries: dict[int, Any]
+from worldmpc.agents.by_hand import ByHand, rows_of, stack_carries
+from worldmpc.functional import parameter_table, tree_rows
+from worldmpc.types import ActOutput, EnvSpec, Metrics, Mode
 
 
 class Conveniences:
@@ -37,14 +28,20 @@ class Conveniences:
     act: Any
     update: Any
     make_source: Any
-    _hand: _ByHand | None = None
+    simulation: Any
+    _note: Any
+    _hand: ByHand | None = None
     num_hand_envs: int = 1
-    """Environments that transitions are stored of; set it before the first one."""
+    """Environments that transitions are stored of; set it before the first use."""
 
     def act_batch(
         self, states: Any, deterministic: bool = False, t0s: Sequence[bool] | None = None, env_ids: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Choose actions for observations of several environments: [n, O] -> [n, A]; ``t0s`` [n]: a new episode begins."""
+        """Choose actions for observations of several environments: [n, O] -> [n, A]; ``t0s`` [n]: a new episode begins.
+
+        Raises:
+            ValueError: observations of another size, flags or environments of another number, or one environment twice.
+        """
         return self._answer(states, deterministic, t0s, env_ids).action.cpu().numpy()
 
     def act_with_stats(
@@ -56,37 +53,29 @@ class Conveniences:
         stats |= {name: float(value[0]) for name, value in output.extras.items() if value.dim() == 1}
         return output.action[0].cpu().numpy(), stats
 
-    def store_transition(self, transition: Sequence[Any], winner: int | None = None, env_id: int = 0, truncated: bool = False) -> None:
+    def store_transition(
+        self, transition: Sequence[Any], winner: int | None = None, env_id: int = 0, truncated: bool = False, opponent: int = 0
+    ) -> None:
         """Store ``(state, action, reward, next_state, done)`` of one environment, and of a game what is known of its other player.
 
+        An agent that imagines opponents takes note of what the other player did, as with :meth:`observe_opponent`.
+
         Args:
-            transition: [O], [A], number, [O], flag: the episode terminated. Of a game the other's view [O2] and action [A2] may follow.
-            winner: of a game that ends with this step: 1, -1, or 0 for a draw.
+            transition: [O], [A], number, [O], flag: the episode terminated. Of a game the other's view [O2] and action [A2] may follow,
+                and must where opponents are imagined.
+            winner: of a game that ends with this step: 1, -1, or 0 for a draw; None: it goes on, or nobody knows.
             env_id: which environment, below ``num_hand_envs``.
             truncated: the episode was cut, as by a time limit; a draw ends a game as well.
+            opponent: a number of your own for whoever plays, which the replay keeps.
 
         Raises:
-            ValueError: another number of entries, or no such environment.
+            ValueError: another number of entries, of another size or not finite, no such winner or no such environment.
         """
-        if len(transition) not in (5, 7) or not 0 <= env_id < self.num_hand_envs:
-            raise ValueError(
-                f"store_transition: expected (state, action, reward, next_state, done), of games with the other's view and action, and "
-                f"env_id below {self.num_hand_envs}; got {len(transition)} entries and env_id {env_id}"
-            )
-        state, action, reward, next_state, done, *others = transition
-        valid = torch.arange(self.num_hand_envs) == env_id
-        cut = valid & torch.tensor(bool(truncated) or (winner is not None and not done))
-        extras: dict[str, Tensor] = {}
-        if self.spec.other is not None:
-            shapes = (*self.spec.other.obs_shape,), (self.spec.other.action_dim,)
-            given = others or [np.zeros(shape, np.float32) for shape in shapes]
-            extras = dict(zip(("other_obs", "other_action"), map(self._everywhere, given), strict=True))
-            extras |= {"opponent": torch.zeros(self.num_hand_envs), "winner": torch.full((self.num_hand_envs,), float(winner or 0))}
-        obs, taken, gained, following = (self._everywhere(part) for part in (state, action, reward, next_state))
-        ended = valid & torch.tensor(bool(done))
-        self._by_hand().source.observe(Transition(obs, taken, gained, ended, cut, following, valid, extras))
-        if bool(done) or bool(cut.any()):
-            self._by_hand().carries.pop(env_id, None)
+        ended = self._by_hand().store(transition, winner, env_id, bool(truncated), opponent, self.simulation is not None)
+        if ended:
+            self._forget(env_id)
+        elif self.simulation is not None:
+            self._note(env_id, transition[0], transition[6], "store_transition")
 
     def train(self, steps: int = 1) -> list[Metrics]:
         """Do up to ``steps`` updates on stored transitions, and return their metrics; none while there are too few."""
@@ -99,11 +88,11 @@ class Conveniences:
 
     def on_episode_start(self, episode: int, env_id: int = 0) -> None:
         """Forget what was remembered of an environment's former episode."""
-        self._by_hand().carries.pop(env_id, None)
+        self._forget(env_id)
 
     def on_episode_end(self, episode: int, env_id: int = 0) -> None:
         """Forget what was remembered of the episode."""
-        self._by_hand().carries.pop(env_id, None)
+        self._forget(env_id)
 
     def log_architecture(self) -> str:
         """Return a table of the networks and their parameters, one line each."""
@@ -111,34 +100,32 @@ class Conveniences:
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {count:>12,}" for name, count in rows)
 
-    def _by_hand(self) -> _ByHand:
+    def _by_hand(self) -> ByHand:
         if self._hand is None:
-            self._hand = _ByHand(self.make_source(self.num_hand_envs, NoiseStream(self.config.seed, "replay").generator), {})
+            self._hand = ByHand(self, self.num_hand_envs)
         return self._hand
+
+    def _forget(self, env_id: int) -> None:
+        self._by_hand().carries.pop(env_id, None)
+        if self.simulation is not None:
+            self.simulation.begin_game(env_id)
 
     def _answer(self, states: Any, deterministic: bool, t0s: Sequence[bool] | None, env_ids: Sequence[int] | None) -> ActOutput:
         """Act for each environment with what is remembered of it."""
-        obs = torch.as_tensor(np.asarray(states), dtype=torch.float32)
+        obs = rows_of(states, self.spec.obs_shape, "states")
         ids = list(range(len(obs))) if env_ids is None else list(env_ids)
         begins = [False] * len(obs) if t0s is None else list(t0s)
-        carries = self._by_hand().carries
+        if len(set(ids)) != len(obs) or len(ids) != len(obs) or len(begins) != len(obs):
+            raise ValueError(f"env_ids, t0s: expected {len(obs)} of each, all environments different, got {ids} and {begins}")
+        hand = self._by_hand()
         for env_id, begin in zip(ids, begins, strict=True):
-            if begin or env_id not in carries:
-                carries[env_id] = self.init_carry(1)
+            if begin:
+                self._forget(env_id)
+            if env_id not in hand.carries:
+                hand.carries[env_id] = self.init_carry(1)
         mode: Mode = "eval" if deterministic else "explore"
-        output = self.act(stack_carries([carries[env_id] for env_id in ids]), obs, mode)
+        output = self.act(stack_carries([hand.carries[env_id] for env_id in ids]), obs, mode)
+        hand.seen = obs
         for row, env_id in enumerate(ids):
-            carries[env_id] = tree_rows(output.carry, torch.tensor([row]))
+            hand.carries[env_id] = tree_rows(output.carry, torch.tensor([row]))
         return output
-
-    def _everywhere(self, value: Any) -> Tensor:
-        """Repeat what belongs to one environment for all, of which only that one counts."""
-        tensor = torch.as_tensor(np.asarray(value), dtype=torch.float32)
-        return tensor.expand(self.num_hand_envs, *tensor.shape)
-
-
-def stack_carries(carries: Sequence[Any]) -> Any:
-    """Return carries of one episode each as one, [1, ...] each -> [n, ...]."""
-    columns = zip(*(tree_tensors(carry) for carry in carries), strict=True)
-    places = tree_map(lambda tensor: tensor.expand(len(carries), *tensor.shape[1:]), carries[0])
-    return tree_fill(places, [torch.cat(column) for column in columns])

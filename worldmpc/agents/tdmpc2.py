@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from worldmpc.agents.common import Streams, discount_of, restore, state_of, vector_dim
-from worldmpc.agents.conveniences import Conveniences
-from worldmpc.agents.imagining import ImaginesOpponents, imagined_dim, make_simulation
+from worldmpc.agents.imagining import imagined_dim, make_simulation
+from worldmpc.agents.opponent_methods import OpponentMethods
 from worldmpc.agents.planning import plan_output, plan_records, plan_replay
 from worldmpc.config import RunConfig, seed_decisions, updates_worth
 from worldmpc.data.source import ReplaySource
@@ -33,7 +33,7 @@ from worldmpc.planners import make_planner
 from worldmpc.types import ActOutput, Carry, EnvSpec, GameCarry, Metrics, Mode, Noise, PlanResult, PlanState, SequenceBatch
 
 
-class TDMPC2(ImaginesOpponents, Conveniences):
+class TDMPC2(OpponentMethods):
     """Plans in the latent space of a world model that it learns from replayed windows, with Box and with Discrete actions.
 
     Args:

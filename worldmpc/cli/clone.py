@@ -16,7 +16,8 @@ from worldmpc.report.provenance import command_line, git_commit, machine_info
 from worldmpc.runtime import keep_freed_memory, set_threads
 from worldmpc.training.cloning import check_decoy_target, save_decoy, train_clone, watch_games
 from worldmpc.training.playing import SERIES, check_names
-from worldmpc.training.two_player import context_of, identity
+from worldmpc.training.restore import identity
+from worldmpc.training.two_player import context_of
 
 
 def clone(words: list[str]) -> int:

@@ -85,6 +85,8 @@ def _check_simulation(config: RunConfig) -> None:
         raise ConfigError(f"opponent_simulation.opponent_agents: expected different references, got {list(own.opponent_agents)}")
     if not own.opponent_agents and not own.pooled:
         raise ConfigError("opponent_simulation.pooled: nobody is left to imagine; name references in opponent_agents, or leave it true")
+    if not config.planner.mpc:
+        raise ConfigError("opponent_simulation: planner.mpc=false never plans against anybody; leave one of them out")
     if config.planner.name == "mcts":
         raise ConfigError(
             "planner.name: mcts weighs all imagined opponents alike, whatever is believed; use planner=mppi, or another that samples"

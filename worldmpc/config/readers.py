@@ -61,6 +61,7 @@ CHOSEN: dict[str, tuple[str, tuple[str | None, ...]]] = {
     "goal_vae.kl_target": ("goal_vae.beta", (None,)),
     "manager.ent_target": ("manager.ent_coef", (None,)),
     **dict.fromkeys(("worker.goals", "worker.gamma", "worker.num_q", "worker.task_range"), ("worker.mode", ("goal_conditioned",))),
+    "opponent_simulation.cvar_share": ("opponent_simulation.aggregate", ("cvar",)),
     "planner.temperature": ("planner.name", ("mppi", "policy_guided")),
     "planner.momentum": ("planner.name", ("cem", "icem")),
     "planner.noise_exponent": ("planner.name", ("icem",)),

@@ -17,6 +17,8 @@ from worldmpc.models.cloning import Clone
 from worldmpc.opponents.players import AgentPlayer, BotPlayer, ClonePlayer, Player, RandomPlayer, StillPlayer
 from worldmpc.types import Agent, Mode, Seat
 
+OPPONENTS = "opponents"
+"""The key of whom is played."""
 HOCKEY = ("hockey", "hockey-real")
 """Suites whose bots are called weak and strong, and whose games know who is to start."""
 Load = Callable[[Path], Agent | Clone]
@@ -33,6 +35,8 @@ class Context(NamedTuple):
     load: Load
     mode: Mode = "eval"
     """How agents that plan act."""
+    key: str = OPPONENTS
+    """The configuration key that names the opponent, for messages."""
 
 
 Loader = Callable[[str | None, Context], Player]
@@ -42,7 +46,8 @@ Loader = Callable[[str | None, Context], Player]
 def _bot(kind: str) -> Loader:
     def load(path: str | None, context: Context) -> Player:
         if context.task.partition("/")[0] not in HOCKEY or context.seat.discrete:
-            raise ConfigError(f"opponents: {kind} is a bot of hockey with Box actions; {context.task} needs others, as random or self_play")
+            others = "random or self_play" if context.key == OPPONENTS else "random"
+            raise ConfigError(f"{context.key}: {kind} is a bot of hockey with Box actions; {context.task} needs others, as {others}")
         return BotPlayer(kind, keep_mode=context.seat.obs_shape == (18,))
 
     return load
@@ -60,7 +65,7 @@ def _saved(kind: str, *agents: str) -> Loader:
         found = context.load(Path(path))
         name = "" if isinstance(found, Clone) else found.config.agent
         if isinstance(found, Clone) != (not agents) or name not in (*agents, ""):
-            raise ConfigError(f"opponents: {path} holds {f'agent={name}' if name else 'a decoy'}, not {kind}; leave the type out")
+            raise ConfigError(f"{context.key}: {path} holds {f'agent={name}' if name else 'a decoy'}, not {kind}; leave the type out")
         return _seated(found, path, context)
 
     return load
@@ -73,7 +78,7 @@ def _seated(found: Agent | Clone, path: str, context: Context) -> Player:
     else:
         made = Seat(found.spec.obs_shape, found.spec.action_dim, found.spec.discrete)
     if made != context.seat:
-        raise ConfigError(f"opponents: {path} was made for {_describe(made)}, its seat in {context.task} has {_describe(context.seat)}")
+        raise ConfigError(f"{context.key}: {path} was made for {_describe(made)}, its seat in {context.task} has {_describe(context.seat)}")
     return ClonePlayer(found) if isinstance(found, Clone) else AgentPlayer(found, context.mode)
 
 
@@ -105,8 +110,14 @@ class Name(NamedTuple):
         return self.text if self.path is None else self.path.rstrip("/")
 
 
-def read_name(text: str) -> Name:
-    """Return the type and path of a named opponent.
+def is_saved(text: str) -> bool:
+    """Return whether a name stands for something at a path, and that is there."""
+    kind, colon, path = text.partition(":")
+    return text not in ALONE and bool(text) and Path(path if colon and kind.upper() in LOADERS else text).exists()
+
+
+def read_name(text: str, key: str = OPPONENTS) -> Name:
+    """Return the type and path of a named opponent; ``key`` stands in messages.
 
     Raises:
         ConfigError: neither a known name, nor a known type with a path, nor a path that is there.
@@ -116,15 +127,16 @@ def read_name(text: str) -> Name:
     kind, colon, path = text.partition(":")
     if colon and kind.upper() in LOADERS:
         if not path or not Path(path).exists():
-            raise ConfigError(f"opponents: {path}: no such file or folder (of {text})")
+            raise ConfigError(f"{key}: {path}: no such file or folder (of {text})")
         return Name(text, kind.upper(), path)
     if text and Path(text).exists():
         return Name(text, None, text)
-    words = [*ALONE, "self_play", *(f"{name}:<path>" for name in LOADERS)]
-    near = difflib.get_close_matches(kind, [*ALONE, "self_play", *LOADERS], n=1)
+    alone = [*ALONE, *(["self_play"] if key == OPPONENTS else [])]
+    words = [*alone, *(f"{name}:<path>" for name in LOADERS)]
+    near = difflib.get_close_matches(kind, [*alone, *LOADERS], n=1)
     hint = f"did you mean {near[0]}{':<path>' if near[0] in LOADERS else ''}?" if near else f"use {', '.join(words)}, or a path"
     what = f"unknown type '{kind}' in '{text}'" if colon else f"'{text}' is no known opponent, and there is no such file or folder"
-    raise ConfigError(f"opponents: {what}; {hint}")
+    raise ConfigError(f"{key}: {what}; {hint}")
 
 
 def load_player(text: str, context: Context) -> Player:
@@ -134,7 +146,7 @@ def load_player(text: str, context: Context) -> Player:
         ConfigError: an unknown name or type, a path where nothing is, or a player of other observations or actions.
         CheckpointError: what is at the path cannot be read.
     """
-    name = read_name(text)
+    name = read_name(text, context.key)
     if name.kind in ALONE:
         return ALONE[name.kind](None, context)
     assert name.path is not None

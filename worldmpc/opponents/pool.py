@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from worldmpc.config import ConfigError
+from worldmpc.config import ConfigError, OpponentsConfig
 from worldmpc.opponents.players import AgentPlayer, Player
 from worldmpc.types import Agent, Mode
 
@@ -53,6 +53,11 @@ class Schedule:
         if done < 0:
             return self.start
         return self.final if done >= self.anneal else self.start + (self.final - self.start) * done / self.anneal
+
+
+def bonus_schedules(config: OpponentsConfig) -> tuple[Schedule, Schedule]:
+    """Return bonus and discount of won games, over games, as configured."""
+    return Schedule(config.win_bonus, config.win_bonus_final, 0, config.win_bonus_games), Schedule(config.win_discount, config.win_discount)
 
 
 @dataclass(frozen=True)

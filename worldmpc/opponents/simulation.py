@@ -77,10 +77,11 @@ class Demonstrations:
         players: the references by name.
         games: games that are watched at once.
         seed: of their random numbers.
+        also: other names of references, by which the present opponent may be called -> theirs.
     """
 
-    def __init__(self, players: Mapping[str, Player], games: int, seed: int) -> None:
-        self.players, self.games = dict(players), games
+    def __init__(self, players: Mapping[str, Player], games: int, seed: int, also: Mapping[str, str] | None = None) -> None:
+        self.players, self.games, self.also = dict(players), games, dict(also or {})
         self.stream = NoiseStream(seed, "demonstrations")
         self.carries = {name: player.init_carry(games, self.stream.generator) for name, player in self.players.items()}
 
@@ -160,11 +161,16 @@ class OpponentSimulation:
         self.demonstrations: Demonstrations | None = None
         """The references themselves, while somebody learns from them; acting needs none."""
         self.forced: int | None = None
-        """The hypothesis that imagination outside of plans follows; None: the most believed one."""
+        """The hypothesis that imagination outside of plans follows; None: the last, which is :data:`ANYONE` where there is such a one."""
 
     def prior(self, games: int) -> Tensor:
         """Return the belief of fresh games, log-weights [games, K]: anybody alike."""
         return torch.zeros(games, len(self.names), device=self.device)
+
+    def begin_game(self, game: int) -> None:
+        """Let references forget one of the games that they watch; of others nobody remembers anything."""
+        if self.demonstrations is not None and game < self.demonstrations.games:
+            self.demonstrations.begin(torch.arange(self.demonstrations.games) == game)
 
     @torch.no_grad()
     def update_belief(self, belief: Tensor, obs: Tensor, action: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from worldmpc.opponents.players import Player
 from worldmpc.opponents.pool import SELF_PLAY
 from worldmpc.opponents.ratings import History, PlayedGame
 from worldmpc.training.evaluator import EvalResult
-from worldmpc.training.two_player import Fixtures, context_of, evaluation_opponents, identity
+from worldmpc.training.restore import identity
+from worldmpc.training.two_player import Fixtures, context_of, evaluation_opponents
 from worldmpc.types import Agent, EnvSpec, Mode
 
 SERIES = 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from worldmpc.agents.tdmpc2 import TDMPC2
 from worldmpc.config import ConfigError, RunConfig, merge
 from worldmpc.envs import Task, borrowed_envs, canonical_task
 from worldmpc.models.official import is_official, load_official
+from worldmpc.opponents.loaders import is_saved, read_name
 from worldmpc.opponents.match import player_spec
 from worldmpc.runtime import resolve_device
 from worldmpc.training.checkpoint import (
@@ -37,6 +39,7 @@ def load_agent(
     device: str = "auto",
     seed: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    learn: bool = False,
 ) -> tuple[Agent, RunConfig]:
     """Load an agent and the configuration it acts with.
 
@@ -51,6 +54,8 @@ def load_agent(
         seed: of the random streams; None: that of the run, 1 for a published file.
         overrides: nested configuration values on top, such as ``{"planner": {"horizon": 5}}``; ``compile`` and ``cuda_graph`` of the run
             that trained the agent are not taken over.
+        learn: its references of imagined opponents will be learned from: what was cloned from something else, that was then at the same
+            path, begins anew. Without it they are kept, as they are needed to act.
 
     Raises:
         ConfigError: a published file without task, a task with other observations or actions, an override out of range or of a key that
@@ -65,7 +70,7 @@ def load_agent(
     found = find_checkpoint(path)
     if is_official(found):
         return _load_official(found, task, device, changes)
-    return _load_own(found, task, device, changes)
+    return _load_own(found, task, device, changes, learn)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -97,6 +102,20 @@ def find_checkpoint(path: str | Path) -> Path:
     if newest is None:
         raise CheckpointError(f"checkpoint: no usable checkpoint in {folder}")
     return newest
+
+
+def identity(name: str) -> str:
+    """Return what an opponent is known by wherever it lies: a bot's name, or the digest of what was saved.
+
+    Raises:
+        ConfigError: an unknown name.
+        CheckpointError: nothing usable is at its path.
+    """
+    path = read_name(name).path
+    if path is None:
+        return name
+    found = Path(path) if (Path(path) / META).is_file() and not (Path(path) / "checkpoints").is_dir() else find_checkpoint(path)
+    return hashlib.sha256((found / META).read_bytes() if found.is_dir() else found.read_bytes()).hexdigest()[:16]
 
 
 def task_spec(task: Task, config: RunConfig) -> EnvSpec:
@@ -140,7 +159,7 @@ def _of_components(path: Path) -> CheckpointError:
     )
 
 
-def _load_own(path: Path, task: Task | EnvSpec | None, device: str, changes: Mapping[str, Any]) -> tuple[Agent, RunConfig]:
+def _load_own(path: Path, task: Task | EnvSpec | None, device: str, changes: Mapping[str, Any], learn: bool) -> tuple[Agent, RunConfig]:
     if "config" not in load_checkpoint(path, groups=[])[1]:
         raise _of_components(path)
     tree, meta = load_checkpoint(path, groups=["agent"])
@@ -158,6 +177,9 @@ def _load_own(path: Path, task: Task | EnvSpec | None, device: str, changes: Map
         state = {**state, "model": parameters, "prior": None}
     if state.get("prior") is None:
         _refuse_prior(path, config)
+    simulation, former = getattr(agent, "simulation", None), state.get("simulation")
+    if simulation is not None and (learn or (former is not None and list(former["names"]) != list(simulation.names))):
+        simulation.ids |= {name: identity(name) for name in simulation.references if learn or is_saved(name)}
     state, notes = fit_opponents(state, agent)
     for note in notes:
         warnings.warn(f"{path}: {note}", stacklevel=3)

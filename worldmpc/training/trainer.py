@@ -17,8 +17,7 @@ from worldmpc.models.heads import one_hot_argmax
 from worldmpc.noise import NoiseSpec, NoiseStream
 from worldmpc.opponents.match import Envs, Match
 from worldmpc.training.episodes import Episode, EpisodeTally
-from worldmpc.training.two_player import attach_references
-from worldmpc.training.windows import transform_windows
+from worldmpc.training.two_player import attach_references, transform_windows
 from worldmpc.types import ActOutput, Agent, DataSource, EnvStep, Metrics, Transition
 
 
@@ -137,7 +136,7 @@ def make_state(agent: Agent, envs: Envs) -> TrainState:
         CheckpointError: such an opponent's checkpoint cannot be read.
     """
     seed = agent.config.seed
-    attach_references(agent, envs.num_envs)
+    attach_references(agent, envs.num_envs, envs.pool.players if isinstance(envs, Match) else ())
     sampling = NoiseStream(seed, "replay")
     source = agent.make_source(envs.num_envs, sampling.generator)
     transform_windows(source, envs, agent.config, sampling.generator)

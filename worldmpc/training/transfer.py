@@ -80,7 +80,7 @@ def _matched(
         fits = source is not None and all(old in networks and networks[old].shape == expected[new].shape for new, old in wanted.items())
         model |= {new: networks[old] if fits else expected[new] for new, old in wanted.items()}
         (kept if fits else fresh).append(name)
-        if fits and former is not None and name != ANYONE:
+        if source is not None and former is not None and name != ANYONE:  # what was seen outlasts the network
             old_name = former["names"][source]
             own["buffers"][name] = former["buffers"].get(old_name, own["buffers"][name])
     if former is not None:

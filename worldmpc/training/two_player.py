@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from worldmpc.agents import make_agent
 from worldmpc.config import ConfigError, OpponentsConfig, RunConfig
+from worldmpc.data.transforms import shape_windows
 from worldmpc.envs import VecEnv
 from worldmpc.models.cloning import DECOY, Clone, build_decoy
 from worldmpc.noise import NoiseStream, derive_seed
 from worldmpc.opponents.curriculum import SUFFIXES, read_curriculum
 from worldmpc.opponents.games import GameResult, play_games, tally
-from worldmpc.opponents.loaders import HOCKEY, Context, load_player, read_name
+from worldmpc.opponents.loaders import HOCKEY, Context, is_saved, load_player, read_name
 from worldmpc.opponents.match import Envs, Match, player_spec
 from worldmpc.opponents.players import AgentPlayer, Player
-from worldmpc.opponents.pool import SELF_PLAY, Entry, Phase, Pool, Schedule
+from worldmpc.opponents.pool import SELF_PLAY, Entry, Phase, Pool, bonus_schedules
 from worldmpc.opponents.simulation import Demonstrations
 from worldmpc.training.checkpoint import META, load_checkpoint
 from worldmpc.training.evaluator import EvalResult
-from worldmpc.training.restore import find_checkpoint, load_agent
+from worldmpc.training.restore import identity, load_agent
 from worldmpc.types import Agent, EnvSpec, Mode, Seat
 
 
@@ -96,8 +98,20 @@ def _phases(own: OpponentsConfig, joint: EnvSpec) -> tuple[Phase, ...]:
         return phases
     weights = own.weights or (1.0,) * len(own.name)
     entries = tuple(Entry(name, weight) for name, weight in zip(own.name, weights, strict=True))
-    bonus = Schedule(own.win_bonus, own.win_bonus_final, 0, own.win_bonus_games)
-    return (Phase("all", entries, None, own.choose, win_bonus=bonus, win_discount=Schedule(own.win_discount, own.win_discount)),)
+    bonus, discount = bonus_schedules(own)
+    return (Phase("all", entries, None, own.choose, win_bonus=bonus, win_discount=discount),)
+
+
+def transform_windows(source: Any, envs: Envs, config: RunConfig, generator: torch.Generator) -> None:
+    """Let a replay's windows be shaped by who won, as the pool says, and mirrored, as configured.
+
+    Errors are those of :func:`~worldmpc.data.transforms.shape_windows`.
+    """
+    if not isinstance(envs, Match) or not isinstance(envs.pool, Pool):
+        return shape_windows(source, envs.spec, config, generator, None, False)
+    pool = envs.pool
+    needed = any(phase.win_bonus.start or phase.win_bonus.final for phase in pool.phases)
+    return shape_windows(source, envs.spec, config, generator, lambda: pool.win_bonus, needed)
 
 
 def _require_no_game(spec: EnvSpec, config: RunConfig) -> None:
@@ -166,8 +180,15 @@ def game_rows(result: EvalResult) -> list[dict[str, Any]]:
     return rows
 
 
-def attach_references(agent: Agent, games: int) -> None:
+def attach_references(agent: Agent, games: int, met: Iterable[str] = ()) -> None:
     """Load the references of an agent that imagines opponents and is to learn from them, and watch ``games`` at once with them.
+
+    References that plan act by their policy alone.
+
+    Args:
+        agent: any; those that imagine nobody stay as they are.
+        games: as above.
+        met: names of opponents that are played, which may be references under another name.
 
     Raises:
         ConfigError: a reference that is unknown, or sees or does other things.
@@ -176,17 +197,9 @@ def attach_references(agent: Agent, games: int) -> None:
     simulation = getattr(agent, "simulation", None)
     if simulation is None:
         return
-    context = context_of(agent.spec.name, simulation.other, "prior")
+    context = context_of(agent.spec.name, simulation.other, "prior")._replace(key="opponent_simulation.opponent_agents")
     players = {name: load_player(name, context) for name in simulation.references}
-    simulation.demonstrations = Demonstrations(players, games, agent.config.seed)
-    for name in simulation.references:
-        simulation.ids[name] = identity(name)
-
-
-def identity(name: str) -> str:
-    """Return what an opponent is known by wherever it lies: a bot's name, or the digest of what was saved."""
-    path = read_name(name).path
-    if path is None:
-        return name
-    found = Path(path) if (Path(path) / META).is_file() and not (Path(path) / "checkpoints").is_dir() else find_checkpoint(path)
-    return hashlib.sha256((found / META).read_bytes() if found.is_dir() else found.read_bytes()).hexdigest()[:16]
+    simulation.ids |= {name: identity(name) for name in simulation.references}
+    known = {simulation.ids[name]: name for name in simulation.references}
+    also = {name: known[found] for name in met if (found := identity(name) if is_saved(name) else name) in known}
+    simulation.demonstrations = Demonstrations(players, games, agent.config.seed, also)
